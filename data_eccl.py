@@ -1,0 +1,250 @@
+"""From rows of a benchmark to batches: caption pairs, augmentation, the collator, the sampler, and plain encoding."""
+
+import random
+from collections.abc import Iterator, Sequence
+
+import datasets
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, Sampler
+from tqdm.auto import tqdm
+
+from .processing_eccl import ECCLProcessor
+
+# The published run pads by 10 pixels where images are 384 high; other sizes pad in proportion.
+_PADDING_SHARE = 10 / 384
+_FLIP_PROBABILITY = 0.5
+_ERASE_PROBABILITY = 0.5
+_ERASE_AREA = (0.02, 0.4)
+_ERASE_RATIO = (0.3, 3.3)
+_DROP_WORD_PROBABILITY = 0.1
+
+
+def augment_image(image: Image.Image, height: int, width: int, rng: random.Random) -> Image.Image:
+    """Resizes to `height` x `width` (Pillow bilinear), flips, pads with black and crops at random.
+
+    Args:
+        image: any size, any mode.
+        height, width: of the result, in pixels.
+        rng: the only source of chance.
+
+    Returns:
+        An RGB image.
+    """
+    image = image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
+    if rng.random() < _FLIP_PROBABILITY:
+        image = ImageOps.mirror(image)
+    padding = round(height * _PADDING_SHARE)
+    left, top = rng.randint(0, 2 * padding), rng.randint(0, 2 * padding)
+    return ImageOps.expand(image, padding).crop((left, top, left + width, top + height))
+
+
+def random_erase(pixels: torch.Tensor, fill: Sequence[float], rng: random.Random) -> torch.Tensor:
+    """Overwrites a random rectangle of a normalised image (Random Erasing, AAAI 2020).
+
+    Args:
+        pixels: `(channels, height, width)`, changed in place.
+        fill: a value for each channel.
+        rng: the only source of chance: whether (p 0.5), the area (0.02 to 0.4 of the image), the ratio height / width
+            (0.3 to 3.3) and the place.
+
+    Returns:
+        `pixels`.
+    """
+    if rng.random() >= _ERASE_PROBABILITY:
+        return pixels
+    height, width = pixels.shape[-2:]
+    # A rectangle that does not fit is drawn anew, a hundred times at the most, as in the published augmentation.
+    for _ in range(100):
+        area, ratio = rng.uniform(*_ERASE_AREA) * height * width, rng.uniform(*_ERASE_RATIO)
+        erased_height, erased_width = round((area * ratio) ** 0.5), round((area / ratio) ** 0.5)
+        if erased_height < height and erased_width < width:
+            top, left = rng.randint(0, height - erased_height), rng.randint(0, width - erased_width)
+            pixels[:, top : top + erased_height, left : left + erased_width] = torch.tensor(fill)[:, None, None]
+            break
+    return pixels
+
+
+def drop_words(caption: str, rng: random.Random) -> str:
+    """Drops each word with probability 0.1; a caption never loses all of them."""
+    words = caption.split()
+    return " ".join(word for word in words if rng.random() >= _DROP_WORD_PROBABILITY) or caption
+
+
+class CaptionPairs(Dataset):
+    """The (image, caption) pairs of a split: an image appears once for each of its captions, and is stored once.
+
+    An item is drawn by `epoch * len(self) + pair`, as [`PairSampler`] does, so that its augmentation depends on the
+    seed, the epoch and the pair alone: not on which worker, process or resumed run makes it.
+
+    Args:
+        rows: a split of one of the builders.
+        processor: gives the image size and the fill of erased rectangles.
+        augment: off gives evaluation transforms.
+        seed: of the augmentation.
+        attribute_labels: for each row `(captions, attributes)` labels of what each caption mentions, and for the image
+            itself in the last row; only for pre-training on the synthetic benchmark.
+
+    Attributes:
+        person_labels: `(rows,)`: labels `0 .. num_persons - 1` in the order of the annotation's ids.
+    """
+
+    def __init__(
+        self,
+        rows: datasets.Dataset,
+        processor: ECCLProcessor,
+        augment: bool = True,
+        seed: int = 0,
+        attribute_labels: list[torch.Tensor] | None = None,
+    ):
+        self.rows, self.processor, self.augment, self.seed = rows, processor, augment, seed
+        self.attribute_labels = attribute_labels
+        person_ids = np.asarray(rows["person_id"])
+        self.num_persons = len(np.unique(person_ids))
+        self.person_labels = torch.from_numpy(np.unique(person_ids, return_inverse=True)[1])
+        self.captions_per_row = torch.tensor([len(captions) for captions in rows["captions"]])
+        self.row_of_pair = torch.arange(len(rows)).repeat_interleave(self.captions_per_row)
+        first_pair = self.captions_per_row.cumsum(0) - self.captions_per_row
+        self.caption_of_pair = torch.arange(len(self.row_of_pair)) - first_pair[self.row_of_pair]
+
+    def __len__(self) -> int:
+        return len(self.row_of_pair)
+
+    def __getitem__(self, index: int) -> dict:
+        epoch, pair = divmod(int(index), len(self))
+        row, caption_index = int(self.row_of_pair[pair]), int(self.caption_of_pair[pair])
+        record = self.rows[row]
+        caption = record["captions"][caption_index]
+        item = {"row": row, "person_label": int(self.person_labels[row]), "file_path": record["file_path"]}
+        image_processor = self.processor.image_processor
+        if self.augment:
+            rng = random.Random(f"{self.seed}/{epoch}/{pair}")
+            size = image_processor.size
+            image = augment_image(record["image"], size["height"], size["width"], rng)
+            pixels = image_processor(image, do_resize=False, return_tensors="pt")["pixel_values"][0]
+            item["pixel_values"] = random_erase(pixels, image_processor.image_mean, rng)
+            item["caption"] = drop_words(caption, rng)
+        else:
+            item["pixel_values"] = image_processor(record["image"], return_tensors="pt")["pixel_values"][0]
+            item["caption"] = caption
+        if self.attribute_labels is not None:
+            labels = self.attribute_labels[row]
+            item["attribute_labels"] = torch.stack([labels[-1], labels[caption_index]])
+        return item
+
+
+class PairCollator:
+    """Makes a batch of pairs; captions are padded to the longest of the batch, no further.
+
+    Returns:
+        `pixel_values` `(batch, 3, height, width)`, `input_ids` and `attention_mask` `(batch, longest)`,
+        `person_labels` and `rows` `(batch,)`, and `attribute_labels` `(batch, 2, attributes)` (image, caption) if any.
+    """
+
+    def __init__(self, processor: ECCLProcessor):
+        self.processor = processor
+
+    def __call__(self, items: list[dict]) -> dict[str, torch.Tensor]:
+        batch = dict(self.processor(text=[item["caption"] for item in items], return_tensors="pt"))
+        batch["pixel_values"] = torch.stack([item["pixel_values"] for item in items])
+        batch["person_labels"] = torch.tensor([item["person_label"] for item in items])
+        batch["rows"] = torch.tensor([item["row"] for item in items])
+        if "attribute_labels" in items[0]:
+            batch["attribute_labels"] = torch.stack([item["attribute_labels"] for item in items])
+        return batch
+
+
+class PairSampler(Sampler[int]):
+    """All pairs in a random order, drawn by seed and epoch alone: the same on every rank and after a resume.
+
+    Args:
+        num_pairs: `len` of the [`CaptionPairs`].
+        seed: of the order.
+    """
+
+    def __init__(self, num_pairs: int, seed: int = 0):
+        self.num_pairs, self.seed, self.epoch = num_pairs, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.num_pairs
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        order = torch.randperm(self.num_pairs, generator=generator)
+        return iter((order + self.epoch * self.num_pairs).tolist())
+
+
+class _EvaluationImages(Dataset):
+    def __init__(self, rows: datasets.Dataset, processor: ECCLProcessor):
+        self.rows, self.processor = rows, processor
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return self.processor.image_processor(self.rows[index]["image"], return_tensors="pt")["pixel_values"][0]
+
+
+@torch.no_grad()
+def embed_images(
+    model: nn.Module,
+    processor: ECCLProcessor,
+    rows: datasets.Dataset,
+    batch_size: int = 64,
+    num_workers: int = 0,
+    progress: bool = True,
+) -> torch.Tensor:
+    """Encodes each image of a split once, with evaluation transforms.
+
+    Args:
+        model: an [`ECCLModel`], or peft's wrapping of one; put into evaluation mode while it works.
+        rows: anything with a length and rows that have an `image`.
+
+    Returns:
+        `(rows, projection_dim)` on the CPU, float32, unnormalised.
+    """
+    loader = DataLoader(_EvaluationImages(rows, processor), batch_size=batch_size, num_workers=num_workers)
+    batches = tqdm(loader, desc="encoding images", leave=False, disable=not progress)
+    with _evaluating(model):
+        features = [model.get_image_features(pixels.to(model.device)).float().cpu() for pixels in batches]
+    return torch.cat(features)
+
+
+@torch.no_grad()
+def embed_captions(
+    model: nn.Module, processor: ECCLProcessor, captions: Sequence[str], batch_size: int = 256, progress: bool = True
+) -> torch.Tensor:
+    """Encodes captions, those of like length together.
+
+    Returns:
+        `(captions, projection_dim)` in the order given, on the CPU, float32, unnormalised.
+    """
+    order = sorted(range(len(captions)), key=lambda index: len(captions[index]))
+    starts = tqdm(range(0, len(order), batch_size), desc="encoding captions", leave=False, disable=not progress)
+    features = []
+    with _evaluating(model):
+        for start in starts:
+            chosen = [captions[index] for index in order[start : start + batch_size]]
+            input_ids = processor(text=chosen, return_tensors="pt")["input_ids"].to(model.device)
+            features.append(model.get_text_features(input_ids).float().cpu())
+    result = torch.empty(len(captions), features[0].shape[1])
+    result[torch.tensor(order)] = torch.cat(features)
+    return result
+
+
+class _evaluating:
+    """Evaluation mode for a while: what was training before goes on training."""
+
+    def __init__(self, model: nn.Module):
+        self.model, self.was_training = model, model.training
+
+    def __enter__(self) -> None:
+        self.model.eval()
+
+    def __exit__(self, *exception) -> None:
+        self.model.train(self.was_training)

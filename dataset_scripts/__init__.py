@@ -1,0 +1,40 @@
+"""The benchmarks as `datasets` builders: importing this package lets `load_dataset` find them by name.
+
+    import eccl.dataset_scripts
+    datasets.load_dataset("cuhk_pedes", data_dir="/data/CUHK-PEDES")
+"""
+
+import hashlib
+from pathlib import Path
+
+import datasets.load
+from datasets.data_files import DataFilesDict
+from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
+
+BENCHMARKS = ("cuhk_pedes", "icfg_pedes", "rstpreid", "synthetic_pedes")
+
+
+class _ModuleFactory(datasets.load.PackagedDatasetModuleFactory):
+    """Skips what the library does first for its own formats: list and stat every file below `data_dir`.
+
+    These builders know where their files are, and 40,000 images take it half a minute at each load.
+    """
+
+    def get_module(self) -> datasets.load.DatasetModule:
+        if self.name not in BENCHMARKS:
+            return super().get_module()
+        module_path, code_hash = _PACKAGED_DATASETS_MODULES[self.name]
+        return datasets.load.DatasetModule(
+            module_path, code_hash, {"data_files": DataFilesDict(), "dataset_name": self.name}
+        )
+
+
+def _register() -> None:
+    sources = sorted(Path(__file__).parent.glob("*.py"))
+    code_hash = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
+    for name in BENCHMARKS:
+        _PACKAGED_DATASETS_MODULES[name] = (f"{__name__}.{name}", code_hash)
+    datasets.load.PackagedDatasetModuleFactory = _ModuleFactory
+
+
+_register()

@@ -1,0 +1,81 @@
+"""ECCL's processor: images to person-shaped pixels, captions to token ids."""
+
+from transformers import CLIPImageProcessorPil, PreTrainedTokenizerBase, ProcessorMixin
+from transformers.image_utils import PILImageResampling
+from transformers.processing_utils import ProcessingKwargs
+
+from .configuration_eccl import ECCLConfig
+
+
+class ECCLImageProcessor(CLIPImageProcessorPil):
+    """Bilinear resize to 384 x 128 (height x width), no crop, CLIP's mean and standard deviation.
+
+    It always computes with Pillow: a class of its own keeps `AutoImageProcessor` from taking the torchvision one where
+    that is installed, so that a checkpoint sees the same pixels on every machine.
+    """
+
+    _auto_class = "AutoImageProcessor"
+    resample = PILImageResampling.BILINEAR
+    size = {"height": 384, "width": 128}
+    default_to_square = True
+    do_center_crop = False
+    crop_size = None
+
+
+class ECCLProcessorKwargs(ProcessingKwargs, total=False):
+    # The padding reaches no further than the longest caption: what follows the end token does not change a feature.
+    _defaults = {"text_kwargs": {"padding": True, "truncation": True}}
+
+
+class ECCLProcessor(ProcessorMixin):
+    """An image processor and a CLIP tokenizer that leaves room for the prompts.
+
+    Args:
+        image_processor: usually an [`ECCLImageProcessor`].
+        tokenizer: a CLIP tokenizer.
+        max_text_length (`int`, defaults to 73): captions are cut to so many tokens, SOT and EOT included.
+    """
+
+    _auto_class = "AutoProcessor"
+    valid_processor_kwargs = ECCLProcessorKwargs
+
+    def __init__(self, image_processor=None, tokenizer=None, max_text_length: int = 73):
+        self.max_text_length = max_text_length
+        super().__init__(image_processor, tokenizer)
+
+    @classmethod
+    def for_model(cls, config: ECCLConfig, tokenizer: PreTrainedTokenizerBase) -> "ECCLProcessor":
+        """The processor that fits a model: its image size, its longest caption.
+
+        Raises:
+            ValueError: the tokenizer has more tokens than the model, or another end-of-text token.
+        """
+        text = config.text_config
+        if len(tokenizer) > text.vocab_size:
+            raise ValueError(f"the tokenizer has {len(tokenizer)} tokens, the model embeds {text.vocab_size}")
+        if tokenizer.eos_token_id != text.eos_token_id:
+            raise ValueError(
+                f"the tokenizer ends a text with token {tokenizer.eos_token_id}, the model looks for {text.eos_token_id}"
+            )
+        height, width = config.vision_config.image_size
+        image_processor = ECCLImageProcessor(size={"height": height, "width": width})
+        return cls(image_processor, tokenizer, max_text_length=config.max_text_length)
+
+    def __call__(self, images=None, text=None, **kwargs):
+        """Processes images, captions or both.
+
+        Args:
+            images: a PIL image, array or tensor, or a list of them.
+            text: a caption or a list of captions; cut to `max_text_length` tokens, the end-of-text token kept last.
+            **kwargs: as any processor of transformers takes them, `return_tensors="pt"` above all.
+
+        Returns:
+            `BatchFeature` with `pixel_values` `(images, 3, height, width)` and `input_ids`, `attention_mask`
+            `(captions, longest)`.
+        """
+        if text is not None:
+            kwargs.setdefault("max_length", self.max_text_length)
+        return super().__call__(images=images, text=text, **kwargs)
+
+
+__all__ = ["ECCLImageProcessor", "ECCLProcessor"]

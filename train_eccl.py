@@ -1,0 +1,194 @@
+"""Trains ECCL: `accelerate launch train_eccl.py RECIPE.yaml --flag value ...`; flags override the recipe."""
+
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import datasets
+import torch
+import transformers
+import yaml
+from peft import PeftModel
+from transformers import AutoTokenizer, CLIPTokenizer, HfArgumentParser, set_seed
+
+import eccl.dataset_scripts
+from eccl.configuration_eccl import ECCLConfig
+from eccl.data_eccl import CaptionPairs
+from eccl.dataset_scripts.synthetic import LABELS_FILE
+from eccl.lora_eccl import attach_lora, count_parameters, merge_lora
+from eccl.modeling_eccl import ECCLModel
+from eccl.processing_eccl import ECCLProcessor
+from eccl.trainer_eccl import ECCLTrainer, ECCLTrainingArguments
+
+
+@dataclass
+class DataArguments:
+    """Which benchmark, and where it lies."""
+
+    dataset_name: str | None = field(
+        default=None, metadata={"help": f"One of {', '.join(eccl.dataset_scripts.BENCHMARKS)}."}
+    )
+    data_dir: str | None = field(default=None, metadata={"help": "The benchmark's folder, or the one that holds it."})
+    on_bad_image: str = field(default="error", metadata={"help": "error, or skip: leave unreadable images out."})
+
+
+@dataclass
+class ModelArguments:
+    """What training starts from: a trained CLIP, or nothing."""
+
+    init_from: str | None = field(
+        default=None,
+        metadata={"help": "A CLIP by Hub id or folder, or an ECCL model without prompts. Without it: from scratch."},
+    )
+    image_size: list[int] | None = field(
+        default=None,
+        metadata={"help": "Height and width; by default an ECCL backbone's own, else 384 128.", "nargs": 2},
+    )
+    attn_implementation: str = field(
+        default="sdpa", metadata={"help": "sdpa or eager; on a CPU eager trains faster where sequences are short."}
+    )
+    num_prompt_tokens: int = field(default=4, metadata={"help": "Prompt tokens a layer; 0 with --tune full."})
+    prompt_depth: int = field(default=12, metadata={"help": "Layers with prompts of their own."})
+    scratch_config: dict | str | None = field(
+        default=None, metadata={"help": "Values of ECCLConfig (as JSON) for a model from scratch."}
+    )
+    vocab_size: int = field(default=1000, metadata={"help": "Of the tokenizer that a model from scratch gets."})
+
+
+def parse_arguments(arguments: list[str]) -> tuple[DataArguments, ModelArguments, ECCLTrainingArguments]:
+    """Reads the recipe, if the first argument is one, then the flags over it.
+
+    Raises:
+        ValueError: a recipe that is no mapping, or has a key that is no argument.
+    """
+    parser = HfArgumentParser((DataArguments, ModelArguments, ECCLTrainingArguments), description=__doc__)
+    if arguments and arguments[0].endswith((".yaml", ".yml")):
+        recipe, arguments = Path(arguments[0]), arguments[1:]
+        values = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+        if not isinstance(values, dict):
+            raise ValueError(f"{recipe} holds a {type(values).__name__}, it must map arguments to values")
+        known = {action.dest for action in parser._actions}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise ValueError(f"{recipe}: {', '.join(unknown)}: no such argument; see train_eccl.py --help")
+        parser.set_defaults(**values)
+    return parser.parse_args_into_dataclasses(arguments)
+
+
+def load_splits(data: DataArguments, eval_split: str | None) -> tuple[datasets.Dataset, datasets.Dataset, str]:
+    """The training split, the split to evaluate on and its name: `val` by default, `test` where there is no val.
+
+    Raises:
+        ValueError: no such benchmark or split.
+    """
+    if data.dataset_name not in eccl.dataset_scripts.BENCHMARKS:
+        raise ValueError(
+            f"dataset_name is {data.dataset_name!r}, it must be one of {', '.join(eccl.dataset_scripts.BENCHMARKS)}"
+        )
+    splits = datasets.load_dataset(data.dataset_name, data_dir=data.data_dir, on_bad_image=data.on_bad_image)
+    eval_split = eval_split or ("val" if "val" in splits else "test")
+    for split in ("train", eval_split):
+        if split not in splits:
+            raise ValueError(f"{data.dataset_name} in {data.data_dir} has no {split} split, only {', '.join(splits)}")
+    return splits["train"], splits[eval_split], eval_split
+
+
+def build_model(arguments: ModelArguments, tune: str, train: datasets.Dataset) -> tuple[ECCLModel, ECCLProcessor]:
+    """A model with its processor: on a trained CLIP, or from scratch with a tokenizer made from the captions."""
+    if arguments.init_from is None:
+        model, processor = _from_scratch(arguments, train)
+    else:
+        model, processor = _from_backbone(arguments, tune)
+    model.set_attn_implementation(arguments.attn_implementation)
+    return model, processor
+
+
+def _from_backbone(arguments: ModelArguments, tune: str) -> tuple[ECCLModel, ECCLProcessor]:
+    source = arguments.init_from
+    config = transformers.PreTrainedConfig.get_config_dict(source)[0]
+    image_size = arguments.image_size
+    if image_size is None:
+        is_eccl = config.get("model_type") == ECCLConfig.model_type
+        image_size = config["vision_config"]["image_size"] if is_eccl else (384, 128)
+    num_prompt_tokens = arguments.num_prompt_tokens if tune == "lora" else 0
+    model = ECCLModel.from_clip(source, tuple(image_size), num_prompt_tokens, arguments.prompt_depth)
+    return model, ECCLProcessor.for_model(model.config, AutoTokenizer.from_pretrained(source))
+
+
+def _from_scratch(arguments: ModelArguments, train: datasets.Dataset) -> tuple[ECCLModel, ECCLProcessor]:
+    captions = (caption for own in train["captions"] for caption in own)
+    tokenizer = CLIPTokenizer().train_new_from_iterator(captions, vocab_size=arguments.vocab_size)
+    values = arguments.scratch_config or {}
+    values = json.loads(values) if isinstance(values, str) else dict(values)
+    special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    values["text_config"] = {"vocab_size": len(tokenizer), **special, **values.get("text_config", {})}
+    model = ECCLModel(ECCLConfig(**values, num_prompt_tokens=0))
+    return model, ECCLProcessor.for_model(model.config, tokenizer)
+
+
+def read_attribute_labels(data_dir: str, rows: datasets.Dataset) -> tuple[list[torch.Tensor], list[int]]:
+    """What the synthetic benchmark knows of each training image, for `--attribute_weight`.
+
+    Returns:
+        For each row `(captions + 1, attributes)` class labels: what each caption mentions (-100 elsewhere), and last
+        what the image shows; and how many values each attribute has.
+
+    Raises:
+        FileNotFoundError: another benchmark than the synthetic one.
+    """
+    file = Path(data_dir) / LABELS_FILE
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} is missing: attribute_weight is for the synthetic benchmark, which has it")
+    known = json.loads(file.read_text(encoding="utf-8"))
+    names = list(known["attributes"])
+    labels = []
+    for person_id, path in zip(rows["person_id"], rows["file_path"], strict=True):
+        shown = torch.tensor(known["people"][str(person_id)])
+        mentioned = torch.tensor([[name in said for name in names] for said in map(set, known["mentioned"][path])])
+        labels.append(torch.cat([shown.where(mentioned, -100), shown[None]]))
+    return labels, [len(values) for values in known["attributes"].values()]
+
+
+def main(arguments: list[str]) -> None:
+    data, model_arguments, args = parse_arguments(arguments)
+    set_seed(args.seed)
+    with args.main_process_first(desc="reading the data set"):
+        train, evaluation, eval_split = load_splits(data, args.eval_split)
+    model, processor = build_model(model_arguments, args.tune, train)
+    attribute_labels, num_attribute_values = None, None
+    if args.attribute_weight:
+        attribute_labels, num_attribute_values = read_attribute_labels(data.data_dir, train)
+    pairs = CaptionPairs(train, processor, args.augment, args.seed, attribute_labels)
+    if args.tune == "lora":
+        model = attach_lora(model, args.lora_rank, args.lora_alpha)
+    trainer = ECCLTrainer(
+        model,
+        args,
+        train_dataset=pairs,
+        eval_dataset=evaluation,
+        num_attribute_values=num_attribute_values,
+        processing_class=processor,
+    )
+    if trainer.is_world_process_zero():
+        trainable, total = count_parameters(model)
+        print(f"training on {data.dataset_name} train: {pairs.num_persons} persons, {len(train)} images, {len(pairs)} pairs")
+        print(f"evaluating on {data.dataset_name} {eval_split}: {len(evaluation)} images; {args.metric_for_best_model} picks the epoch")
+        print(f"{trainable:,} of {total:,} parameters train ({100 * trainable / total:.2f}%)")
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    if trainer.is_world_process_zero():
+        save_result(model, processor, Path(args.output_dir))
+        print(f"the model is in {args.output_dir}")
+
+
+def save_result(model: ECCLModel | PeftModel, processor: ECCLProcessor, output_dir: Path) -> None:
+    """Writes the model as anyone loads it, prompts in and LoRA merged, and beside it what was trained as `adapter/`."""
+    if isinstance(model, PeftModel):
+        model.save_pretrained(output_dir / "adapter")
+        model = merge_lora(model)
+    model.save_pretrained(output_dir)
+    processor.save_pretrained(output_dir)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
