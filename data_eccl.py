@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import datasets
 import numpy as np
@@ -235,6 +236,41 @@ def embed_captions(
     result = torch.empty(len(captions), features[0].shape[1])
     result[torch.tensor(order)] = torch.cat(features)
     return result
+
+
+class SplitEmbeddings(NamedTuple):
+    """A split encoded: every caption as a query, every image as the gallery; on the CPU, unnormalised.
+
+    Args:
+        text_embeds: `(captions, dim)`, in the order of the rows.
+        query_person_ids: `(captions,)`.
+        image_embeds: `(images, dim)`.
+        gallery_person_ids: `(images,)`.
+    """
+
+    text_embeds: torch.Tensor
+    query_person_ids: torch.Tensor
+    image_embeds: torch.Tensor
+    gallery_person_ids: torch.Tensor
+
+
+def embed_split(
+    model: nn.Module,
+    processor: ECCLProcessor,
+    rows: datasets.Dataset,
+    batch_size: int = 64,
+    num_workers: int = 0,
+    progress: bool = True,
+) -> SplitEmbeddings:
+    """Encodes each image and each caption of a split once; the arguments are those of [`embed_images`]."""
+    captions = rows["captions"]
+    person_ids = torch.tensor(rows["person_id"])
+    return SplitEmbeddings(
+        embed_captions(model, processor, [caption for own in captions for caption in own], progress=progress),
+        person_ids.repeat_interleave(torch.tensor([len(own) for own in captions])),
+        embed_images(model, processor, rows, batch_size, num_workers, progress),
+        person_ids,
+    )
 
 
 class _evaluating:

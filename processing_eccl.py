@@ -1,5 +1,7 @@
 """ECCL's processor: images to person-shaped pixels, captions to token ids."""
 
+import numpy as np
+from PIL import Image
 from transformers import CLIPImageProcessorPil, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.image_utils import PILImageResampling
 from transformers.processing_utils import ProcessingKwargs
@@ -20,6 +22,12 @@ class ECCLImageProcessor(CLIPImageProcessorPil):
     default_to_square = True
     do_center_crop = False
     crop_size = None
+
+    def convert_to_rgb(self, image, input_data_format=None):
+        """Pillow's own conversion, as training uses it; transformers' would lay transparent pixels on white."""
+        if isinstance(image, Image.Image):
+            return np.asarray(image.convert("RGB"))
+        return super().convert_to_rgb(image, input_data_format=input_data_format)
 
 
 class ECCLProcessorKwargs(ProcessingKwargs, total=False):
@@ -60,6 +68,14 @@ class ECCLProcessor(ProcessorMixin):
         height, width = config.vision_config.image_size
         image_processor = ECCLImageProcessor(size={"height": height, "width": width})
         return cls(image_processor, tokenizer, max_text_length=config.max_text_length)
+
+    @classmethod
+    def _get_arguments_from_pretrained(cls, pretrained_model_name_or_path, processor_dict=None, **kwargs):
+        """Loads the image processor as the class it is: by its name alone, the auto class asks to trust this file."""
+        return [
+            ECCLImageProcessor.from_pretrained(pretrained_model_name_or_path, **kwargs),
+            cls._load_tokenizer_from_pretrained("tokenizer", pretrained_model_name_or_path, **kwargs),
+        ]
 
     def __call__(self, images=None, text=None, **kwargs):
         """Processes images, captions or both.

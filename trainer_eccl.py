@@ -12,7 +12,7 @@ from torch import nn
 from torch.distributed.nn.functional import all_gather
 from transformers import Trainer, TrainingArguments
 
-from .data_eccl import CaptionPairs, PairCollator, PairSampler, embed_captions, embed_images
+from .data_eccl import CaptionPairs, PairCollator, PairSampler, SplitEmbeddings, embed_split
 from .eval.person_retrieval.person_retrieval import score_embeddings
 from .losses_eccl import attribute_classification_loss, image_text_contrastive_loss, triplet_alignment_loss
 from .memory_eccl import CrossModalMemory
@@ -313,15 +313,24 @@ class ECCLTrainer(Trainer):
     def _start_memories(self) -> None:
         if not (self.args.identity_memory_weight or self.args.instance_memory_weight):
             return
-        pairs, processor = self.train_dataset, self.processing_class
-        images = embed_images(
-            self.model, processor, pairs.rows, self.args.eval_batch_size, self.args.dataloader_num_workers
-        )
-        captions = [caption for own in pairs.rows["captions"] for caption in own]
-        texts = embed_captions(self.model, processor, captions)
+        pairs = self.train_dataset
+        embeds = self._embed(pairs.rows)
         device = self.args.device
         self.objective.start_memories(
-            images.to(device), texts.to(device), pairs.captions_per_row.to(device), pairs.person_labels.to(device)
+            embeds.image_embeds.to(device),
+            embeds.text_embeds.to(device),
+            pairs.captions_per_row.to(device),
+            pairs.person_labels.to(device),
+        )
+
+    def _embed(self, rows: datasets.Dataset) -> SplitEmbeddings:
+        return embed_split(
+            self.model,
+            self.processing_class,
+            rows,
+            self.args.eval_batch_size,
+            self.args.dataloader_num_workers,
+            progress=not self.args.disable_tqdm and self.is_world_process_zero(),
         )
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -365,14 +374,7 @@ class ECCLTrainer(Trainer):
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """Text-to-image retrieval on a split: every caption queries every image."""
         rows = self.eval_dataset if eval_dataset is None else eval_dataset
-        metrics = evaluate_retrieval(
-            self.model,
-            self.processing_class,
-            rows,
-            self.args.eval_batch_size,
-            self.args.dataloader_num_workers,
-            progress=not self.args.disable_tqdm and self.is_world_process_zero(),
-        )
+        metrics = score_embeddings(*(embeds.numpy() for embeds in self._embed(rows)))
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -393,32 +395,9 @@ class ECCLTrainer(Trainer):
             self.objective.load_state_dict(safetensors.torch.load_file(file, device=str(self.args.device)))
 
 
-def evaluate_retrieval(
-    model: ECCLModel | PeftModel,
-    processor,
-    rows: datasets.Dataset,
-    batch_size: int = 64,
-    num_workers: int = 0,
-    progress: bool = True,
-) -> dict[str, float]:
-    """Rank-1/5/10, mAP and mINP of a model on a split, in percent: every caption queries every image.
-
-    Args:
-        model: encodes; put into evaluation mode while it works.
-        processor: an [`ECCLProcessor`].
-        rows: a split as `load_dataset` gives it.
-    """
-    person_ids = torch.tensor(rows["person_id"])
-    captions = rows["captions"]
-    query_person_ids = person_ids.repeat_interleave(torch.tensor([len(own) for own in captions]))
-    images = embed_images(model, processor, rows, batch_size, num_workers, progress)
-    texts = embed_captions(model, processor, [caption for own in captions for caption in own], progress=progress)
-    return score_embeddings(texts.numpy(), query_person_ids.numpy(), images.numpy(), person_ids.numpy())
-
-
 def _gather_features(features: torch.Tensor) -> torch.Tensor:
     """The features of all ranks in rank order; the gradient of each rank's rows comes back from all of them."""
     return torch.cat(all_gather(features.contiguous()))
 
 
-__all__ = ["ECCLObjective", "ECCLTrainer", "ECCLTrainingArguments", "epoch_factor", "evaluate_retrieval"]
+__all__ = ["ECCLObjective", "ECCLTrainer", "ECCLTrainingArguments", "epoch_factor"]

@@ -34,10 +34,10 @@ class PersonRetrievalConfig(datasets.BuilderConfig):
 
     def create_config_id(self, config_kwargs: dict, custom_features: datasets.Features | None = None) -> str:
         """Names the cache by content: another annotation, or an image that changed, is another data set."""
+        if self.data_dir is None:
+            raise ValueError(f'data_dir is missing: load_dataset("{self.name}", data_dir="/path/to/{self.layout.folder}")')
         kwargs = {name: value for name, value in config_kwargs.items() if name != "data_files"}
-        if self.data_dir is not None:
-            annotation = find_annotation(self.data_dir, self.layout)
-            kwargs["content"] = _fingerprint(annotation)
+        kwargs["content"] = _fingerprint(find_annotation(self.data_dir, self.layout))
         return super().create_config_id(kwargs, custom_features)
 
 
@@ -60,9 +60,6 @@ class PersonRetrievalBuilder(datasets.GeneratorBasedBuilder):
         return datasets.DatasetInfo(description=self.__doc__ or "", features=FEATURES)
 
     def _split_generators(self, dl_manager) -> list[datasets.SplitGenerator]:
-        if self.config.data_dir is None:
-            folder = self.config.layout.folder
-            raise ValueError(f'data_dir is missing: load_dataset("{self.config.name}", data_dir="/path/to/{folder}")')
         annotation = find_annotation(self.config.data_dir, self.config.layout)
         records = read_records(annotation, self.config.layout, self.config.on_bad_image)
         by_split = {split: [record for record in records if record["split"] == split] for split in SPLITS}

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import datasets
 import torch
+from PIL import Image
 
-from ..data_eccl import embed_captions, embed_images
+from ..data_eccl import embed_split
 from ..dataset_scripts import BENCHMARKS
 from ..dataset_scripts.synthetic import LABELS_FILE
 from ..gallery_eccl import draw_matches, load_model
@@ -19,20 +20,6 @@ from .person_retrieval.person_retrieval import score_embeddings
 
 METRICS = ("rank1", "rank5", "rank10", "mAP", "mINP")
 _PICTURED_QUERIES, _PICTURED_RANKS = 6, 10
-
-
-def evaluate_checkpoint(
-    name: str, rows: datasets.Dataset, batch_size: int = 64, num_workers: int = 0
-) -> tuple[dict[str, float], torch.Tensor]:
-    """The figures of a checkpoint on a split, in percent, and the similarities `(captions, images)`."""
-    model, processor = load_model(name)
-    captions_of_row = rows["captions"]
-    person_ids = torch.tensor(rows["person_id"])
-    query_person_ids = person_ids.repeat_interleave(torch.tensor([len(own) for own in captions_of_row]))
-    images = embed_images(model, processor, rows, batch_size, num_workers)
-    texts = embed_captions(model, processor, [caption for own in captions_of_row for caption in own])
-    metrics = score_embeddings(texts.numpy(), query_person_ids.numpy(), images.numpy(), person_ids.numpy())
-    return metrics, unit_rows(texts) @ unit_rows(images).T
 
 
 def read_oracle(data_dir: str | Path, split: str) -> float | None:
@@ -56,7 +43,7 @@ def format_table(rows: dict[str, dict[str, float]]) -> str:
     return "\n".join(lines)
 
 
-def draw_rankings(rows: datasets.Dataset, similarities: torch.Tensor, files: list[str]):
+def draw_rankings(rows: datasets.Dataset, similarities: torch.Tensor, files: list[str]) -> Image.Image:
     """A picture of queries spread over the split: the top ranks of each, right ones framed green, wrong ones red."""
     person_ids = rows["person_id"]
     queries = [(person, caption) for person, own in zip(person_ids, rows["captions"], strict=True) for caption in own]
@@ -80,7 +67,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--num_workers", type=int, default=0, help="processes that decode images")
     options = parser.parse_args(arguments)
     rows = datasets.load_dataset(options.dataset, data_dir=options.data_dir, split=options.split)
-    metrics, similarities = evaluate_checkpoint(options.model, rows, options.batch_size, options.num_workers)
+    embeds = embed_split(*load_model(options.model), rows, options.batch_size, options.num_workers)
+    metrics = score_embeddings(*(part.numpy() for part in embeds))
     oracle = read_oracle(options.data_dir, options.split)
     table, result = {}, dict(metrics)
     if options.before:
@@ -99,7 +87,7 @@ def main(arguments: list[str] | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "results.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
         files = [image["path"] for image in rows.cast_column("image", datasets.Image(decode=False))["image"]]
-        draw_rankings(rows, similarities, files).save(folder / "rankings.png")
+        draw_rankings(rows, unit_rows(embeds.text_embeds) @ unit_rows(embeds.image_embeds).T, files).save(folder / "rankings.png")
         print(f"written: {folder / 'results.json'}, {folder / 'rankings.png'}")
 
 

@@ -49,6 +49,11 @@ def _unit_rows(name, matrix):
     return matrix / lengths
 
 
+def _check_gallery(size, gallery_person_ids):
+    if len(gallery_person_ids) != size:
+        raise ValueError(f"the gallery has {size} images and {len(gallery_person_ids)} gallery_person_ids")
+
+
 def _relevant_ranks(similarities, relevant):
     """The ascending ranks (from 1) of the relevant images of one query: those before it, counted, not sorted."""
     scores = similarities[relevant]
@@ -84,10 +89,6 @@ def retrieval_metrics(similarity_blocks, query_person_ids, gallery_person_ids, k
             raise ValueError(f"query {query} asks for person {person}, of whom the gallery has no image")
     first_ranks, average_precisions, inverse_penalties = [], [], []
     for block in similarity_blocks:
-        if block.shape[1] != len(gallery_person_ids):
-            raise ValueError(
-                f"the gallery has {block.shape[1]} images and {len(gallery_person_ids)} gallery_person_ids"
-            )
         for similarities in block:
             relevant = images_of[int(query_person_ids[len(first_ranks)])]
             ranks = _relevant_ranks(similarities, relevant)
@@ -110,6 +111,7 @@ def score_embeddings(
         raise ValueError(
             f"predictions have {queries.shape[1]} dimensions, gallery_embeds {gallery.shape[1]}: they must agree"
         )
+    _check_gallery(len(gallery), gallery_person_ids)
     queries, gallery = _unit_rows("predictions", queries), _unit_rows("gallery_embeds", gallery)
     blocks = (queries[start : start + block_size] @ gallery.T for start in range(0, len(queries), block_size))
     return retrieval_metrics(blocks, query_person_ids, gallery_person_ids, ks)
@@ -134,5 +136,6 @@ class PersonRetrieval(evaluate.Metric):
         if gallery_embeds is not None:
             return score_embeddings(predictions, references, gallery_embeds, gallery_person_ids, ks, block_size)
         similarities = _as_matrix("predictions", predictions)
+        _check_gallery(similarities.shape[1], gallery_person_ids)
         blocks = (similarities[start : start + block_size] for start in range(0, len(similarities), block_size))
         return retrieval_metrics(blocks, references, gallery_person_ids, ks)

@@ -1,0 +1,73 @@
+import json
+import os
+
+# Before anything of the Hugging Face libraries is imported.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import pytest
+import torch
+from PIL import Image
+from helpers import GOLDENS, tiny_config
+from safetensors.torch import load_file
+
+from eccl.modeling_eccl import ECCLModel
+
+@pytest.fixture(autouse=True, scope="session")
+def _private_caches(tmp_path_factory):
+    """Nothing of a test ends in, or comes from, the user's caches."""
+    import datasets
+
+    datasets.config.HF_DATASETS_CACHE = str(tmp_path_factory.mktemp("datasets"))
+
+
+@pytest.fixture(scope="session")
+def golden() -> dict:
+    return json.loads((GOLDENS / "golden.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def loss_goldens() -> dict[str, torch.Tensor]:
+    return load_file(GOLDENS / "losses.safetensors")
+
+
+@pytest.fixture(scope="session")
+def train_goldens() -> dict[str, torch.Tensor]:
+    return load_file(GOLDENS / "train.safetensors")
+
+
+@pytest.fixture
+def tiny_model() -> ECCLModel:
+    torch.manual_seed(0)
+    return ECCLModel(tiny_config()).eval()
+
+
+@pytest.fixture
+def tiny_batch() -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    input_ids = torch.randint(0, 58, (3, 12), generator=generator)
+    input_ids[:, 0] = 58
+    for row, end in enumerate((5, 11, 8)):
+        input_ids[row, end:] = 59
+    return {"input_ids": input_ids, "pixel_values": torch.randn(3, 3, 32, 16, generator=generator)}
+
+
+@pytest.fixture
+def make_raw(tmp_path):
+    """Writes a CUHK-like folder of three persons with PNG and JPEG files of odd sizes; returns it with its records."""
+
+    def make(name: str = "CUHK-PEDES", annotation: str = "reid_raw.json", path_key: str = "file_path"):
+        root = tmp_path / name
+        (root / "imgs" / "cam_a").mkdir(parents=True)
+        records = []
+        sizes = ((37, 91), (64, 128), (128, 384), (51, 160), (40, 77), (33, 99))
+        for index, size in enumerate(sizes):
+            path = f"cam_a/{index}.{'png' if index % 2 else 'jpg'}"
+            Image.new("RGB", size, (40 * index, 255 - 40 * index, 120)).save(root / "imgs" / path)
+            captions = [f"A person in a coat number {index}.", "Someone walks by with a red bag."]
+            split = ("train", "train", "train", "train", "val", "test")[index]
+            records.append({"split": split, "captions": captions, path_key: path, "id": (7, 7, 9, 12, 20, 30)[index]})
+        (root / annotation).write_text(json.dumps(records))
+        return root, records
+
+    return make

@@ -1,0 +1,216 @@
+import pytest
+import torch
+from helpers import GOLDENS, tiny_config
+from transformers import CLIPConfig, CLIPModel
+
+from eccl.configuration_eccl import ECCLConfig
+from eccl.convert_eccl import convert_checkpoint
+from eccl.lora_eccl import attach_lora, count_parameters
+from eccl.modeling_eccl import ECCLModel, resize_position_grid
+
+
+def relative_error(ours, reference):
+    return ((ours - reference).abs().max() / reference.abs().max()).item()
+
+
+@pytest.fixture(scope="module")
+def small_clip():
+    torch.manual_seed(3)
+    config = CLIPConfig(
+        text_config={
+            "vocab_size": 60,
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "bos_token_id": 58,
+            "eos_token_id": 59,
+        },
+        vision_config={
+            "hidden_size": 48,
+            "intermediate_size": 96,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 3,
+            "image_size": 32,
+            "patch_size": 8,
+        },
+        projection_dim=24,
+    )
+    return CLIPModel(config).eval()
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_features_before_training_equal_the_published_code(train_goldens, attention):
+    model = convert_checkpoint(GOLDENS / "eccl_start.pth", image_size=(96, 32))
+    model.set_attn_implementation(attention)
+    with torch.no_grad():
+        images = model.get_image_features(train_goldens["images"])
+        texts = model.get_text_features(train_goldens["input_ids"])
+    assert relative_error(images, train_goldens["clip_init.image_features"]) < 1e-5
+    assert relative_error(texts, train_goldens["clip_init.text_features"]) < 1e-5
+
+
+def test_without_prompts_on_a_square_it_is_transformers_clip(small_clip, tiny_batch):
+    model = ECCLModel.from_clip(small_clip, image_size=(32, 32), num_prompt_tokens=0)
+    pixels = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            model.get_image_features(pixels), small_clip.get_image_features(pixels).pooler_output
+        )
+        torch.testing.assert_close(
+            model.get_text_features(tiny_batch["input_ids"]),
+            small_clip.get_text_features(tiny_batch["input_ids"]).pooler_output,
+        )
+
+
+def test_from_clip_resizes_the_grid_bilinearly_and_copies_the_rest(small_clip):
+    model = ECCLModel.from_clip(small_clip, image_size=(48, 16), num_prompt_tokens=2, prompt_depth=2)
+    positions = small_clip.vision_model.embeddings.position_embedding.weight
+    ours = model.vision_model.embeddings.position_embedding.weight
+    torch.testing.assert_close(ours[0], positions[0])
+    # Bilinear with align_corners=False from 4 columns to 2 takes the mean of each pair.
+    row = positions[1:].reshape(4, 4, -1).reshape(4, 2, 2, -1).mean(2)
+    # ... and from 4 rows to 6 samples at (i + 0.5) * 4 / 6 - 0.5.
+    for index in range(6):
+        at = min(max((index + 0.5) * 4 / 6 - 0.5, 0), 3)
+        low, share = int(at), at - int(at)
+        expected = row[low] * (1 - share) + row[min(low + 1, 3)] * share
+        torch.testing.assert_close(ours[1:].reshape(6, 2, -1)[index], expected)
+    assert model.prompt_learner.text_prompts.shape == (2, 2, 32)
+    torch.testing.assert_close(model.text_projection.weight, small_clip.text_projection.weight)
+
+
+def test_from_clip_mends_the_legacy_end_token(small_clip):
+    legacy = CLIPModel(small_clip.config)
+    legacy.config.text_config.eos_token_id = 2
+    try:
+        model = ECCLModel.from_clip(legacy, image_size=(32, 32), num_prompt_tokens=0)
+    finally:
+        legacy.config.text_config.eos_token_id = 59
+    assert model.config.text_config.eos_token_id == 59
+
+
+def test_from_clip_takes_a_plain_eccl_model_and_refuses_one_with_prompts(tiny_model):
+    plain = ECCLModel(tiny_config(num_prompt_tokens=0)).eval()
+    model = ECCLModel.from_clip(plain, image_size=(32, 16), num_prompt_tokens=3, prompt_depth=1)
+    pixels = torch.randn(2, 3, 32, 16)
+    assert not torch.allclose(model.get_image_features(pixels), plain.get_image_features(pixels))
+    with pytest.raises(ValueError, match="3 prompt tokens"):
+        ECCLModel.from_clip(tiny_model, image_size=(32, 16))
+
+
+def test_padding_attention_mask_and_batch_order_do_not_matter(tiny_model, tiny_batch):
+    input_ids = tiny_batch["input_ids"]
+    features = tiny_model.get_text_features(input_ids)
+    padded = torch.cat([input_ids, torch.zeros(3, 40, dtype=torch.long)], dim=1)
+    torch.testing.assert_close(tiny_model.get_text_features(padded), features)
+    torch.testing.assert_close(tiny_model.get_text_features(input_ids, torch.ones_like(input_ids)), features)
+    torch.testing.assert_close(tiny_model.get_text_features(input_ids[[2, 0, 1]]), features[[2, 0, 1]])
+    torch.testing.assert_close(tiny_model.get_text_features(input_ids[:1, :6]), features[:1])
+
+
+def test_logits_are_scaled_cosines_and_absent_inputs_give_none(tiny_model, tiny_batch):
+    output = tiny_model(**tiny_batch)
+    for text in range(3):
+        for image in range(3):
+            cosine = torch.cosine_similarity(output.text_embeds[text], output.image_embeds[image], dim=0)
+            expected = cosine * torch.exp(torch.tensor(2.6592))
+            torch.testing.assert_close(output.logits_per_text[text, image], expected)
+    torch.testing.assert_close(output.logits_per_image, output.logits_per_text.T)
+    only_text = tiny_model(input_ids=tiny_batch["input_ids"])
+    assert only_text.image_embeds is None and only_text.logits_per_text is None
+    with pytest.raises(ValueError, match="got neither"):
+        tiny_model()
+
+
+def test_a_caption_without_end_or_with_a_late_end_is_refused(tiny_model):
+    input_ids = torch.full((2, 80), 5)
+    input_ids[0, 3] = 59
+    with pytest.raises(ValueError, match=r"row 1 .* first 74 tokens"):
+        tiny_model.get_text_features(input_ids)
+    input_ids[1, 74] = 59
+    with pytest.raises(ValueError, match="row 1"):
+        tiny_model.get_text_features(input_ids[:, :77])
+    input_ids[1, 73] = 59
+    assert tiny_model.get_text_features(input_ids[:, :77]).shape == (2, 24)
+
+
+def test_another_image_size_is_refused(tiny_model):
+    with pytest.raises(ValueError, match=r"16 x 32 .* takes 32 x 16"):
+        tiny_model.get_image_features(torch.randn(1, 3, 16, 32))
+
+
+def test_gradient_checkpointing_changes_no_gradient(tiny_model, tiny_batch):
+    def gradients():
+        tiny_model.zero_grad()
+        tiny_model(**tiny_batch).logits_per_text.diagonal().sum().backward()
+        return {name: p.grad.clone() for name, p in tiny_model.named_parameters() if p.grad is not None}
+
+    tiny_model.train()
+    plain = gradients()
+    tiny_model.gradient_checkpointing_enable()
+    assert tiny_model.is_gradient_checkpointing
+    for name, gradient in gradients().items():
+        torch.testing.assert_close(gradient, plain[name])
+
+
+def test_saved_and_loaded_it_is_the_same(tiny_model, tiny_batch, tmp_path):
+    tiny_model.save_pretrained(tmp_path)
+    loaded = ECCLModel.from_pretrained(tmp_path)
+    torch.testing.assert_close(loaded(**tiny_batch).logits_per_text, tiny_model(**tiny_batch).logits_per_text)
+
+
+def test_it_starts_as_clip_starts(small_clip):
+    """The general initialisation of transformers is 50 times too wide for CLIP's layers and stops training."""
+    torch.manual_seed(5)
+    config = ECCLConfig(
+        text_config=small_clip.config.text_config.to_dict(), vision_config=small_clip.config.vision_config.to_dict(),
+        projection_dim=24, num_prompt_tokens=0,
+    )  # fmt: skip
+    ours = ECCLModel(config).state_dict()
+    for name, reference in CLIPModel(small_clip.config).state_dict().items():
+        if reference.numel() > 500:
+            assert ours[name].std().item() == pytest.approx(reference.std().item(), rel=0.1), name
+
+
+def test_prompt_maps_past_the_first_start_as_copies():
+    layers = {"num_hidden_layers": 4}
+    shallow = tiny_config().to_dict()
+    config = tiny_config(
+        text_config=shallow["text_config"] | layers, vision_config=shallow["vision_config"] | layers, prompt_depth=4
+    )
+    learner = ECCLModel(config).prompt_learner
+    first, second, third, fourth = (projection.weight for projection in learner.projections)
+    assert torch.equal(second, third) and torch.equal(third, fourth) and not torch.equal(first, second)
+    assert learner.text_prompts.std().item() == pytest.approx(0.02, rel=0.2)
+
+
+def test_trainable_share_of_vit_b16_is_the_published_one():
+    with torch.device("meta"):
+        model = attach_lora(ECCLModel(ECCLConfig()), rank=4, alpha=4)
+    trainable, total = count_parameters(model)
+    # Prompts 12 * 4 * 512, maps 12 * (512 * 768 + 768), LoRA 4 * (in + out) of six matrices in 24 layers.
+    prompts = 12 * 4 * 512 + 12 * (512 * 768 + 768)
+    lora = sum(12 * 4 * (4 * 2 * width + 2 * 5 * width) for width in (512, 768))
+    assert trainable == prompts + lora == 5_858_304  # 5.86 M
+    assert 154e6 < total < 156e6
+    assert all("lora_" in name or "prompt_learner" in name for name, p in model.named_parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"prompt_depth": 3}, r"prompt_depth is 3.*\(2\)"),
+        ({"num_prompt_tokens": 75}, r"num_prompt_tokens is 75.*\(77\)"),
+        ({"num_prompt_tokens": -1}, "num_prompt_tokens is -1"),
+        ({"vision_config": {"image_size": [30, 16], "patch_size": 8}}, r"\[30, 16\].*\(8\)"),
+    ],
+)
+def test_shapes_that_do_not_fit_are_refused_with_both_numbers(changes, message):
+    with pytest.raises(Exception, match=message):
+        tiny_config(**changes)
+
+
+def test_position_grid_of_another_size_is_refused():
+    with pytest.raises(ValueError, match=r"there are 10 .* 2 x 4 patches has 9"):
+        resize_position_grid(torch.zeros(10, 3), (2, 4), (4, 4))

@@ -1,0 +1,268 @@
+import json
+import math
+import subprocess
+import sys
+
+import datasets
+import pytest
+import safetensors.torch
+import torch
+import yaml
+from helpers import ROOT
+from peft import PeftModel
+from transformers import AutoModel, AutoProcessor, AutoTokenizer
+
+from eccl.data_eccl import CaptionPairs
+from eccl.dataset_scripts.synthetic import SyntheticBenchmark, write_benchmark
+from eccl.lora_eccl import attach_lora, load_adapter
+from eccl.modeling_eccl import ECCLModel
+from eccl.processing_eccl import ECCLProcessor
+from eccl.trainer_eccl import OBJECTIVE_FILE, ECCLTrainer, ECCLTrainingArguments, epoch_factor
+
+sys.path.insert(0, str(ROOT))
+import train_eccl  # noqa: E402
+
+TINY_SHAPE = {
+    "projection_dim": 16,
+    "text_config": {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2},
+    "vision_config": {
+        "hidden_size": 24,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "image_size": [32, 16],
+        "patch_size": 8,
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def benchmark(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data") / "set"
+    sizes = {"train_ids": 4, "val_ids": 2, "test_ids": 2, "images_per_id": 2}
+    write_benchmark(SyntheticBenchmark("cuhk_pedes", **sizes), folder, num_workers=1)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def backbone(benchmark, tmp_path_factory):
+    """A model without prompts and its tokenizer, as `--tune full` leaves it behind."""
+    folder = tmp_path_factory.mktemp("backbone") / "model"
+    run(
+        "--dataset_name cuhk_pedes --tune full --scratch_config", json.dumps(TINY_SHAPE),
+        "--vocab_size 300 --max_steps 2 --per_device_train_batch_size 8 --tal_weight 0 --contrastive_weight 1",
+        "--identity_memory_weight 0 --instance_memory_weight 0 --attribute_weight 1",
+        data_dir=benchmark, output_dir=folder,
+    )  # fmt: skip
+    return folder
+
+
+def run(*words, data_dir, output_dir):
+    arguments = []
+    for word in words:
+        arguments += [word] if word.startswith("{") else word.split()
+    common = ["--data_dir", str(data_dir), "--output_dir", str(output_dir), "--disable_tqdm", "True"]
+    train_eccl.main([*arguments, *common])
+
+
+def tune(backbone, data_dir, output_dir, *words):
+    run(
+        f"--dataset_name cuhk_pedes --init_from {backbone} --prompt_depth 2 --per_device_train_batch_size 4",
+        "--num_train_epochs 2 --warmup_epochs 1 --logging_steps 1", *words, data_dir=data_dir, output_dir=output_dir,
+    )  # fmt: skip
+
+
+def test_a_folder_made_by_hand_trains_for_two_steps(make_raw, backbone, tmp_path, capsys):
+    root, _ = make_raw()
+    tune(backbone, root, tmp_path / "out", "--max_steps 2")
+    printed = capsys.readouterr().out
+    assert "3 persons, 4 images, 8 pairs" in printed and "cuhk_pedes val: 1 images" in printed
+    assert (tmp_path / "out" / "adapter" / "adapter_model.safetensors").is_file()
+
+
+def test_pretraining_leaves_a_plain_model_without_its_heads(backbone):
+    model = AutoModel.from_pretrained(backbone, trust_remote_code=True)
+    assert model.prompt_learner is None
+    assert not any("attribute" in name for name in safetensors.torch.load_file(backbone / "model.safetensors"))
+
+
+def test_the_result_loads_anywhere_and_equals_backbone_plus_adapter(backbone, benchmark, tmp_path):
+    tune(backbone, benchmark, tmp_path / "out")
+    merged = AutoModel.from_pretrained(tmp_path / "out", trust_remote_code=True).eval()
+    processor = AutoProcessor.from_pretrained(tmp_path / "out", trust_remote_code=True)
+    base = ECCLModel.from_clip(str(backbone), image_size=(32, 16), num_prompt_tokens=4, prompt_depth=2)
+    rows = datasets.load_dataset("cuhk_pedes", data_dir=str(benchmark), split="test")
+    inputs = processor(images=rows[0]["image"], text=rows[0]["captions"], return_tensors="pt")
+    untrained = base(**inputs).text_embeds
+    attached = load_adapter(base, tmp_path / "out" / "adapter").eval()
+    with torch.no_grad():
+        ours, theirs = merged(**inputs), attached(**inputs)
+    torch.testing.assert_close(ours.text_embeds, theirs.text_embeds, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(ours.image_embeds, theirs.image_embeds, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(ours.text_embeds, untrained)
+
+
+def make_trainer(backbone, benchmark, output_dir, **changes):
+    settings = {"per_device_train_batch_size": 4, "num_train_epochs": 2, "warmup_epochs": 1, "disable_tqdm": True}
+    settings |= {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False, "seed": 3}
+    args = ECCLTrainingArguments(output_dir=str(output_dir), **(settings | changes))
+    torch.manual_seed(0)
+    model = attach_lora(ECCLModel.from_clip(str(backbone), image_size=(32, 16), prompt_depth=2))
+    processor = ECCLProcessor.for_model(model.config, AutoTokenizer.from_pretrained(backbone))
+    rows = datasets.load_dataset("cuhk_pedes", data_dir=str(benchmark), split="train")
+    pairs = CaptionPairs(rows, processor, args.augment, args.seed)
+    return ECCLTrainer(model, args, train_dataset=pairs, eval_dataset=rows, processing_class=processor)
+
+
+def test_only_prompts_maps_and_lora_change(backbone, benchmark, tmp_path):
+    trainer = make_trainer(backbone, benchmark, tmp_path)
+    before = {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
+    trainer.train()
+    changed = {name for name, value in trainer.model.named_parameters() if not torch.equal(value, before[name])}
+    expected = {name for name in before if "lora_" in name or "modules_to_save" in name}
+    assert changed == expected
+
+
+def test_groups_have_their_rates_stepped_per_epoch(backbone, benchmark, tmp_path):
+    trainer = make_trainer(
+        backbone, benchmark, tmp_path, num_train_epochs=6, warmup_epochs=2, logging_steps=1, lora_learning_rate=3e-4
+    )
+    trainer.train()
+    logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert len(logs) == 6 * 4
+    factors = [0.1, 0.55] + [0.5 * (1 + math.cos(math.pi * epoch / 4)) for epoch in range(4)]
+    # The scheduler has stepped already when a step is logged: entry i holds the rate of step i + 1.
+    expected = [factors[min(5, (step + 1) // 4)] for step in range(24)]
+    assert [entry["learning_rate"] for entry in logs[:-1]] == pytest.approx([1e-3 * f for f in expected[:-1]])
+    assert [entry["lora_learning_rate"] for entry in logs[:-1]] == pytest.approx([3e-4 * f for f in expected[:-1]])
+
+
+def test_the_parts_make_the_total(backbone, benchmark, tmp_path):
+    trainer = make_trainer(backbone, benchmark, tmp_path, logging_steps=1, instance_memory_weight=0.3)
+    trainer.train()
+    for entry in trainer.state.log_history[:-1]:
+        total = (
+            entry["tal_loss"]
+            + entry["identity_memory_loss_i2t"]
+            + entry["identity_memory_loss_t2i"]
+            + 0.3 * (entry["instance_memory_loss_i2t"] + entry["instance_memory_loss_t2i"])
+        )
+        assert entry["loss"] == pytest.approx(total, rel=1e-3)
+
+
+def test_the_memories_start_from_one_pass_over_the_training_set(backbone, benchmark, tmp_path):
+    trainer = make_trainer(backbone, benchmark, tmp_path)
+    trainer._start_memories()
+    model, processor, rows = trainer.model.eval(), trainer.processing_class, trainer.train_dataset.rows
+    person = rows["person_id"][0]
+    images, texts = [], []
+    with torch.no_grad():
+        for row in rows:
+            if row["person_id"] == person:
+                inputs = processor(images=row["image"], text=row["captions"], return_tensors="pt")
+                output = model(**inputs)
+                images += [output.image_embeds[0]] * len(row["captions"])
+                texts += list(output.text_embeds)
+    memory = trainer.objective.identity_memory
+    for stored, own in ((memory.image_rows, images), (memory.text_rows, texts)):
+        mean = torch.stack(own).mean(0)
+        torch.testing.assert_close(stored[0], mean / mean.norm(), rtol=1e-4, atol=1e-5)
+    assert len(trainer.objective.instance_memory.image_rows) == len(rows)
+
+
+def test_the_memories_are_written_after_each_step(backbone, benchmark, tmp_path):
+    trainer = make_trainer(backbone, benchmark, tmp_path, max_steps=1)
+    trainer._start_memories()
+    start = trainer.objective.identity_memory.image_rows.clone()
+    trainer._start_memories = lambda: None
+    trainer.train()
+    changed = (trainer.objective.identity_memory.image_rows != start).any(dim=1)
+    seen = {trainer.train_dataset.person_labels[row].item() for row in trainer._written[2]["rows"]}
+    assert set(changed.nonzero()[:, 0].tolist()) == seen
+
+
+def test_a_resumed_run_ends_where_the_whole_run_ends(backbone, benchmark, tmp_path):
+    whole = make_trainer(backbone, benchmark, tmp_path / "whole")
+    whole.train()
+    make_trainer(backbone, benchmark, tmp_path / "half", save_strategy="epoch", save_total_limit=None).train()
+    checkpoint = tmp_path / "half" / "checkpoint-4"
+    assert (checkpoint / OBJECTIVE_FILE).is_file()
+    resumed = make_trainer(backbone, benchmark, tmp_path / "resumed")
+    resumed.train(resume_from_checkpoint=str(checkpoint))
+    for ours, theirs in ((resumed.model, whole.model), (resumed.objective, whole.objective)):
+        for name, value in theirs.state_dict().items():
+            assert torch.equal(ours.state_dict()[name], value), name
+
+
+def test_the_published_schedule(golden):
+    for epoch, (prompt_rate, lora_rate) in enumerate(golden["schedule_60_epochs"]):
+        assert 1e-3 * epoch_factor(epoch, 60) == pytest.approx(prompt_rate, rel=1e-12)
+        assert 1e-4 * epoch_factor(epoch, 60) == pytest.approx(lora_rate, rel=1e-12)
+
+
+def test_flags_override_the_recipe_and_unknown_keys_are_named(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump({"dataset_name": "rstpreid", "tal_margin": 0.3, "augment": False}))
+    data, _, args = train_eccl.parse_arguments([str(recipe), "--tal_margin", "0.4", "--output_dir", str(tmp_path)])
+    assert (data.dataset_name, args.tal_margin, args.augment) == ("rstpreid", 0.4, False)
+    recipe.write_text("tal_magrin: 0.3")
+    with pytest.raises(ValueError, match=r"recipe.yaml: tal_magrin: no such argument"):
+        train_eccl.parse_arguments([str(recipe)])
+
+
+@pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_parses(recipe, tmp_path):
+    _, model, args = train_eccl.parse_arguments([str(recipe), "--output_dir", str(tmp_path)])
+    if recipe.stem.startswith("eccl_"):
+        assert (args.num_train_epochs, args.adam_epsilon, args.weight_decay, args.lora_rank) == (60, 1e-3, 4e-5, 4)
+        assert (model.image_size, args.eval_split) == ([384, 128], "test")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tune": "some"}, "tune is 'some'"),
+        ({"tal_weight": -1}, "tal_weight is -1"),
+        ({"tal_temperature": 0}, "tal_temperature is 0"),
+        ({"tal_weight": 0, "identity_memory_weight": 0, "instance_memory_weight": 0}, "nothing to train"),
+        ({"optim": "sgd"}, "optim is .*sgd"),
+        ({"warmup_steps": 10}, "set warmup_epochs"),
+        ({"remove_unused_columns": True}, "remove_unused_columns must be False"),
+    ],
+)
+def test_bad_arguments_are_named(changes, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        ECCLTrainingArguments(output_dir=str(tmp_path), **changes)
+
+
+def test_wrong_data_is_refused_before_anything_is_trained(benchmark, tmp_path):
+    for words, message in (
+        ("--dataset_name market", "dataset_name is 'market'"),
+        ("--dataset_name cuhk_pedes --eval_split query", "has no query split, only train, val, test"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run(words, data_dir=benchmark, output_dir=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_with_twice_the_batch(backbone, benchmark, tmp_path):
+    results = []
+    for processes, batch in ((1, 8), (2, 4)):
+        output_dir = tmp_path / str(processes)
+        command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(processes)]
+        command += ["--multi_gpu"] if processes > 1 else []  # the launcher's name for several processes, CPUs too
+        command += ["--num_machines", "1", "--num_cpu_threads_per_process", "1", "--main_process_port", "0"]
+        command += ["train_eccl.py", "--dataset_name", "cuhk_pedes", "--data_dir", str(benchmark)]
+        command += ["--init_from", str(backbone), "--prompt_depth", "2", "--per_device_train_batch_size", str(batch)]
+        command += ["--num_train_epochs", "2", "--warmup_epochs", "1", "--augment", "False", "--seed", "3"]
+        command += ["--output_dir", str(output_dir)]
+        subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=300)
+        results.append(safetensors.torch.load_file(output_dir / "model.safetensors"))
+    for name, value in results[0].items():
+        assert (results[1][name] - value).abs().max() <= 1e-5 * value.abs().max(), name
+
+
+def test_peft_wraps_what_the_trainer_saves(backbone, benchmark, tmp_path):
+    trainer = make_trainer(backbone, benchmark, tmp_path)
+    assert isinstance(trainer.model, PeftModel)
