@@ -50,7 +50,9 @@ class ECCLConfig(PreTrainedConfig):
         """Part of `@strict`: refuses shapes that no model can be built from."""
         text, vision = self.text_config, self.vision_config
         if not isinstance(vision.patch_size, int):
-            raise ValueError(f"vision_config.patch_size is {vision.patch_size}, it must be one number: patches are square")
+            raise ValueError(
+                f"vision_config.patch_size is {vision.patch_size}, it must be one number: patches are square"
+            )
         if len(vision.image_size) != 2 or any(side < 1 or side % vision.patch_size for side in vision.image_size):
             raise ValueError(
                 f"vision_config.image_size is {vision.image_size}, it must be [height, width], "

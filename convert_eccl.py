@@ -68,7 +68,9 @@ def convert_checkpoint(
     if any(key.startswith("prompt_learner.") for key in state):
         openai, prompts = _split_eccl(state)
     elif any(key.startswith("base_model.") for key in state):
-        openai = {key.removeprefix("base_model."): value for key, value in state.items() if key.startswith("base_model.")}
+        openai = {
+            key.removeprefix("base_model."): value for key, value in state.items() if key.startswith("base_model.")
+        }
         rest = [key for key in state if not key.startswith(("base_model.", *_IGNORED_HEADS))]
         if rest:
             raise ValueError(f"{path}: unknown keys {', '.join(sorted(rest)[:5])}")
@@ -90,7 +92,9 @@ def convert_checkpoint(
     missing, unexpected = model.load_state_dict(weights | prompts, strict=False)
     missing = [name for name in missing if prompts or not name.startswith("prompt_learner.")]
     if missing or unexpected:
-        raise ValueError(f"{path}: missing {', '.join(missing) or 'nothing'}, unknown {', '.join(unexpected) or 'nothing'}")
+        raise ValueError(
+            f"{path}: missing {', '.join(missing) or 'nothing'}, unknown {', '.join(unexpected) or 'nothing'}"
+        )
     return model.eval()
 
 
@@ -131,7 +135,9 @@ def _split_eccl(state: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor]
             openai[name] = value
         elif owner != "clip_model":  # which otherwise repeats what the two encoders hold
             openai[key] = value
-    learner = {key.removeprefix("prompt_learner."): value.float() for key, value in state.items() if "prompt_learner." in key}
+    learner = {
+        key.removeprefix("prompt_learner."): value.float() for key, value in state.items() if "prompt_learner." in key
+    }
     depth = 1 + sum(key.startswith("compound_prompts_text.") for key in learner)
     texts = [learner["ctx"], *(learner[f"compound_prompts_text.{index}"] for index in range(depth - 1))]
     prompts = {"prompt_learner.text_prompts": torch.stack(texts)}
@@ -147,7 +153,9 @@ def _read_config(
     weights: dict[str, torch.Tensor], image_size: tuple[int, int], num_prompt_tokens: int, prompt_depth: int
 ) -> ECCLConfig:
     def layers(encoder: str) -> int:
-        return sum(name.startswith(f"{encoder}.encoder.layers.") and name.endswith("layer_norm1.weight") for name in weights)
+        return sum(
+            name.startswith(f"{encoder}.encoder.layers.") and name.endswith("layer_norm1.weight") for name in weights
+        )
 
     def shape(name: str) -> torch.Size:
         if name not in weights:

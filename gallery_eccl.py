@@ -1,6 +1,6 @@
 """Searches a folder of person images with a sentence.
 
-    python -m eccl.gallery_eccl --model DIR --images FOLDER --query "a woman in a red coat" --output found.png
+python -m eccl.gallery_eccl --model DIR --images FOLDER --query "a woman in a red coat" --output found.png
 """
 
 import argparse
@@ -122,8 +122,8 @@ def _write(draw: ImageDraw.ImageDraw, text: str, position: tuple[int, int], widt
 
 
 def load_model(name: str) -> tuple[ECCLModel, ECCLProcessor]:
-    """A model with its processor, by folder or Hub id, in evaluation mode; on the GPU where there is one."""
-    model = AutoModel.from_pretrained(name, trust_remote_code=True).eval()
+    """A model with its processor, by folder or Hub id, in float32 and evaluation mode; on the GPU if there is one."""
+    model = AutoModel.from_pretrained(name, trust_remote_code=True, dtype=torch.float32).eval()
     if torch.cuda.is_available():
         model = model.cuda()
     return model, AutoProcessor.from_pretrained(name, trust_remote_code=True)

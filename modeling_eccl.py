@@ -120,9 +120,7 @@ class ECCLTextEncoder(nn.Module):
             hidden = torch.cat([hidden[:, :1], _expand(prompts[0], hidden), hidden[:, 1:]], dim=1)
             hidden = hidden[:, : self.config.max_position_embeddings]
         hidden = self.embeddings(inputs_embeds=hidden)
-        mask = create_causal_mask(
-            config=self.config, inputs_embeds=hidden, attention_mask=None, past_key_values=None
-        )
+        mask = create_causal_mask(config=self.config, inputs_embeds=hidden, attention_mask=None, past_key_values=None)
         for index, layer in enumerate(self.encoder.layers):
             if 1 <= index < len(prompts):
                 hidden = torch.cat([hidden[:, :1], _expand(prompts[index], hidden), hidden[:, 1 + count :]], dim=1)
@@ -266,7 +264,7 @@ class ECCLModel(CLIPPreTrainedModel):
             logit_scale_init_value=clip.config.logit_scale_init_value,
         )
         model = cls(config)
-        weights = {name: weight for name, weight in clip.state_dict().items()}
+        weights = dict(clip.state_dict())
         grid = "vision_model.embeddings.position_embedding.weight"
         patch = vision_config.patch_size
         weights[grid] = resize_position_grid(
@@ -292,9 +290,7 @@ class ECCLModel(CLIPPreTrainedModel):
     def _prompts(self, modality: str) -> list[torch.Tensor]:
         return [] if self.prompt_learner is None else self.prompt_learner(modality)
 
-    def get_text_features(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def get_text_features(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
         """Encodes captions.
 
         Args:

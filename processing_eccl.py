@@ -2,7 +2,7 @@
 
 import numpy as np
 from PIL import Image
-from transformers import CLIPImageProcessorPil, PreTrainedTokenizerBase, ProcessorMixin
+from transformers import CLIPImageProcessorPil, CLIPTokenizer, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.image_utils import PILImageResampling
 from transformers.processing_utils import ProcessingKwargs
 
@@ -71,10 +71,10 @@ class ECCLProcessor(ProcessorMixin):
 
     @classmethod
     def _get_arguments_from_pretrained(cls, pretrained_model_name_or_path, processor_dict=None, **kwargs):
-        """Loads the image processor as the class it is: by its name alone, the auto class asks to trust this file."""
+        """Loads both parts as the classes they are: the auto classes would ask whether to trust the model's code."""
         return [
-            ECCLImageProcessor.from_pretrained(pretrained_model_name_or_path, **kwargs),
-            cls._load_tokenizer_from_pretrained("tokenizer", pretrained_model_name_or_path, **kwargs),
+            part.from_pretrained(pretrained_model_name_or_path, **kwargs)
+            for part in (ECCLImageProcessor, CLIPTokenizer)
         ]
 
     def __call__(self, images=None, text=None, **kwargs):

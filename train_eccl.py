@@ -10,7 +10,7 @@ import torch
 import transformers
 import yaml
 from peft import PeftModel
-from transformers import AutoTokenizer, CLIPTokenizer, HfArgumentParser, set_seed
+from transformers import CLIPTokenizer, HfArgumentParser, set_seed
 
 import eccl.dataset_scripts
 from eccl.configuration_eccl import ECCLConfig
@@ -53,7 +53,16 @@ class ModelArguments:
     scratch_config: dict | str | None = field(
         default=None, metadata={"help": "Values of ECCLConfig (as JSON) for a model from scratch."}
     )
+    save_dtype: str = field(
+        default="float32", metadata={"help": "Of the final model's weights: float32, bfloat16 or float16."}
+    )
     vocab_size: int = field(default=1000, metadata={"help": "Of the tokenizer that a model from scratch gets."})
+
+    def __post_init__(self):
+        if self.save_dtype not in ("float32", "bfloat16", "float16"):
+            raise ValueError(f"save_dtype is {self.save_dtype!r}, it must be float32, bfloat16 or float16")
+        if self.attn_implementation not in ("sdpa", "eager"):
+            raise ValueError(f"attn_implementation is {self.attn_implementation!r}, it must be sdpa or eager")
 
 
 def parse_arguments(arguments: list[str]) -> tuple[DataArguments, ModelArguments, ECCLTrainingArguments]:
@@ -113,7 +122,7 @@ def _from_backbone(arguments: ModelArguments, tune: str) -> tuple[ECCLModel, ECC
         image_size = config["vision_config"]["image_size"] if is_eccl else (384, 128)
     num_prompt_tokens = arguments.num_prompt_tokens if tune == "lora" else 0
     model = ECCLModel.from_clip(source, tuple(image_size), num_prompt_tokens, arguments.prompt_depth)
-    return model, ECCLProcessor.for_model(model.config, AutoTokenizer.from_pretrained(source))
+    return model, ECCLProcessor.for_model(model.config, CLIPTokenizer.from_pretrained(source))
 
 
 def _from_scratch(arguments: ModelArguments, train: datasets.Dataset) -> tuple[ECCLModel, ECCLProcessor]:
@@ -172,21 +181,27 @@ def main(arguments: list[str]) -> None:
     )
     if trainer.is_world_process_zero():
         trainable, total = count_parameters(model)
-        print(f"training on {data.dataset_name} train: {pairs.num_persons} persons, {len(train)} images, {len(pairs)} pairs")
-        print(f"evaluating on {data.dataset_name} {eval_split}: {len(evaluation)} images; {args.metric_for_best_model} picks the epoch")
+        print(
+            f"training on {data.dataset_name} train: {pairs.num_persons} persons, {len(train)} images, {len(pairs)} pairs"
+        )
+        print(
+            f"evaluating on {data.dataset_name} {eval_split}: {len(evaluation)} images; {args.metric_for_best_model} picks the epoch"
+        )
         print(f"{trainable:,} of {total:,} parameters train ({100 * trainable / total:.2f}%)")
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     if trainer.is_world_process_zero():
-        save_result(model, processor, Path(args.output_dir))
+        save_result(model, processor, Path(args.output_dir), model_arguments.save_dtype)
         print(f"the model is in {args.output_dir}")
 
 
-def save_result(model: ECCLModel | PeftModel, processor: ECCLProcessor, output_dir: Path) -> None:
+def save_result(
+    model: ECCLModel | PeftModel, processor: ECCLProcessor, output_dir: Path, dtype: str = "float32"
+) -> None:
     """Writes the model as anyone loads it, prompts in and LoRA merged, and beside it what was trained as `adapter/`."""
     if isinstance(model, PeftModel):
         model.save_pretrained(output_dir / "adapter")
         model = merge_lora(model)
-    model.save_pretrained(output_dir)
+    model.to(getattr(torch, dtype)).save_pretrained(output_dir)
     processor.save_pretrained(output_dir)
 
 

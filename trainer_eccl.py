@@ -31,7 +31,9 @@ class ECCLTrainingArguments(TrainingArguments):
     """
 
     output_dir: str | None = field(default="eccl-output", metadata={"help": "Checkpoints and the final model."})
-    learning_rate: float = field(default=1e-3, metadata={"help": "Of prompts and maps; of everything with --tune full."})
+    learning_rate: float = field(
+        default=1e-3, metadata={"help": "Of prompts and maps; of everything with --tune full."}
+    )
     lora_learning_rate: float = field(default=1e-4, metadata={"help": "Of the LoRA matrices."})
     weight_decay: float = field(default=4e-5, metadata={"help": "L2 decay of all that trains."})
     decoupled_weight_decay: bool = field(default=False, metadata={"help": "AdamW's decay in place of L2."})
@@ -196,7 +198,9 @@ class ECCLObjective(nn.Module):
         if self.attribute_head is not None:
             for index, (name, features) in enumerate((("image", image_features), ("text", text_features))):
                 parts[f"attribute_loss_{name}"] = attribute_classification_loss(
-                    self.attribute_head(features.float()), batch["attribute_labels"][:, index], self.num_attribute_values
+                    self.attribute_head(features.float()),
+                    batch["attribute_labels"][:, index],
+                    self.num_attribute_values,
                 )
                 total = total + self.weights["attribute"] * parts[f"attribute_loss_{name}"]
         return total, parts
@@ -261,7 +265,9 @@ class ECCLTrainer(Trainer):
         self._part_count = 0
 
     def _get_train_sampler(self, train_dataset: CaptionPairs | None = None) -> PairSampler:
-        return PairSampler(len(self.train_dataset if train_dataset is None else train_dataset), self.args.data_seed or self.args.seed)
+        return PairSampler(
+            len(self.train_dataset if train_dataset is None else train_dataset), self.args.data_seed or self.args.seed
+        )
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Adam over two groups, LoRA matrices and all else that trains, each with its own rate."""

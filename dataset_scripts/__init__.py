@@ -1,7 +1,7 @@
 """The benchmarks as `datasets` builders: importing this package lets `load_dataset` find them by name.
 
-    import eccl.dataset_scripts
-    datasets.load_dataset("cuhk_pedes", data_dir="/data/CUHK-PEDES")
+import eccl.dataset_scripts
+datasets.load_dataset("cuhk_pedes", data_dir="/data/CUHK-PEDES")
 """
 
 import hashlib

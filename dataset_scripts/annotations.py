@@ -110,7 +110,9 @@ def read_records(annotation: Path, layout: Layout, on_bad_image: str = "error") 
 
 def _listed(problems: list[str]) -> str:
     more = len(problems) - _SHOWN_PROBLEMS
-    return "".join(f"\n- {problem}" for problem in problems[:_SHOWN_PROBLEMS]) + (f"\n- and {more} more" if more > 0 else "")
+    return "".join(f"\n- {problem}" for problem in problems[:_SHOWN_PROBLEMS]) + (
+        f"\n- and {more} more" if more > 0 else ""
+    )
 
 
 def _read_json_list(annotation: Path) -> list:

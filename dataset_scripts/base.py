@@ -35,7 +35,9 @@ class PersonRetrievalConfig(datasets.BuilderConfig):
     def create_config_id(self, config_kwargs: dict, custom_features: datasets.Features | None = None) -> str:
         """Names the cache by content: another annotation, or an image that changed, is another data set."""
         if self.data_dir is None:
-            raise ValueError(f'data_dir is missing: load_dataset("{self.name}", data_dir="/path/to/{self.layout.folder}")')
+            raise ValueError(
+                f'data_dir is missing: load_dataset("{self.name}", data_dir="/path/to/{self.layout.folder}")'
+            )
         kwargs = {name: value for name, value in config_kwargs.items() if name != "data_files"}
         kwargs["content"] = _fingerprint(find_annotation(self.data_dir, self.layout))
         return super().create_config_id(kwargs, custom_features)

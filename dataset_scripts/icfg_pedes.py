@@ -8,5 +8,7 @@ class IcfgPedes(PersonRetrievalBuilder):
     """ICFG-PEDES: train, test; one caption an image. On request from its owners."""
 
     BUILDER_CONFIGS = [
-        PersonRetrievalConfig(name="icfg_pedes", layout=Layout("ICFG-PEDES", ("ICFG-PEDES.json", "ICFG_PEDES.json"), ("file_path",)))
+        PersonRetrievalConfig(
+            name="icfg_pedes", layout=Layout("ICFG-PEDES", ("ICFG-PEDES.json", "ICFG_PEDES.json"), ("file_path",))
+        )
     ]

@@ -77,7 +77,9 @@ def _file_path(layout: str, split: str, person_id: int, index: int) -> str:
     return f"{person_id:06d}_c{index + 1}_{index:04d}.jpg"
 
 
-def _make_person(benchmark: SyntheticBenchmark, split: str, person_id: int, image_root: str) -> tuple[Person, list[dict]]:
+def _make_person(
+    benchmark: SyntheticBenchmark, split: str, person_id: int, image_root: str
+) -> tuple[Person, list[dict]]:
     """Draws and captions one person; each depends on the seed and the id alone, so processes can share the work."""
     rng = random.Random(f"{benchmark.seed}/{benchmark.domain}/{person_id}")
     person = sample_person(rng)
@@ -106,7 +108,9 @@ def _make_people(work: tuple[SyntheticBenchmark, str, list[int], str]) -> list[t
 
 
 def _split_oracle(made: list[tuple[Person, list[dict]]]) -> float:
-    queries = [(index, names) for index, (_, records) in enumerate(made) for record in records for names in record["mentioned"]]
+    queries = [
+        (index, names) for index, (_, records) in enumerate(made) for record in records for names in record["mentioned"]
+    ]
     return oracle_rank1([person for person, _ in made], [len(records) for _, records in made], queries)
 
 
@@ -133,7 +137,9 @@ def write_benchmark(benchmark: SyntheticBenchmark, output_dir: str | Path, num_w
         if report["benchmark"] == asdict(benchmark):
             return {name: report[name] for name in ("benchmark", "counts", "oracle_rank1")}
     if output_dir.exists() and any(output_dir.iterdir()):
-        raise FileExistsError(f"{output_dir} is not empty and does not hold this benchmark: remove it or name another folder")
+        raise FileExistsError(
+            f"{output_dir} is not empty and does not hold this benchmark: remove it or name another folder"
+        )
     partial = output_dir.with_name(output_dir.name + ".partial")
     if partial.exists():
         shutil.rmtree(partial)

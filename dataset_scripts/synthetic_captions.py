@@ -24,7 +24,11 @@ _BUILD: Words = {
 _HAIR: Words = {
     "short": (["short {colour} hair"], ["short cut {colour} hair"], ["cropped {colour} hair"]),
     "long": (["long {colour} hair"], ["{colour} hair down the back"], ["long loose {colour} hair"]),
-    "ponytail": (["a {colour} ponytail", "{colour} hair in a ponytail"], ["{colour} hair tied back"], ["a {colour} pony tail"]),
+    "ponytail": (
+        ["a {colour} ponytail", "{colour} hair in a ponytail"],
+        ["{colour} hair tied back"],
+        ["a {colour} pony tail"],
+    ),
     "bun": (["a {colour} bun", "{colour} hair in a bun"], ["{colour} hair pinned up"], ["{colour} hair in a knot"]),
 }
 _COLOUR: Words = {
@@ -234,7 +238,11 @@ def _arrange(
         if bag:
             rest.append(f"{they} {carries} {bag}")
     elif order == 2:  # the bag first
-        first = f"carrying {bag}, {subject} {wears} {_listed([upper, lower])}" if bag else f"{subject} {wears} {_listed([upper, lower])}"
+        first = (
+            f"carrying {bag}, {subject} {wears} {_listed([upper, lower])}"
+            if bag
+            else f"{subject} {wears} {_listed([upper, lower])}"
+        )
         if shoes or hat:
             rest.append(f"{they} also wears {_listed([shoes, hat])}")
         if hair:

@@ -83,7 +83,9 @@ def sample_appearance(person: Person, domain: str, rng: random.Random) -> Appear
 
     def shade(colour: Colour, spread: int = 12) -> Colour:
         light = rng.uniform(-spread, spread)
-        return tuple(int(min(255, max(0, channel + light + rng.uniform(-spread / 2, spread / 2)))) for channel in colour)
+        return tuple(
+            int(min(255, max(0, channel + light + rng.uniform(-spread / 2, spread / 2)))) for channel in colour
+        )
 
     lower = _DENIM[domain][person["lower_colour"]] if person["lower"] == "jeans" else palette[person["lower_colour"]]
     upper, lower = shade(palette[person["upper_colour"]]), shade(lower)
@@ -130,12 +132,7 @@ def _smooth(points: list[Point], steps: int = 5) -> list[Point]:
             curve.append(
                 tuple(
                     0.5
-                    * (
-                        2 * b
-                        + (c - a) * t
-                        + (2 * a - 5 * b + 4 * c - d) * t * t
-                        + (3 * b - a - 3 * c + d) * t * t * t
-                    )
+                    * (2 * b + (c - a) * t + (2 * a - 5 * b + 4 * c - d) * t * t + (3 * b - a - 3 * c + d) * t * t * t)
                     for a, b, c, d in zip(p0, p1, p2, p3, strict=True)
                 )
             )
@@ -205,7 +202,9 @@ def _cloth(
             position = start
             while position < stop:
                 band = (0, position, size[0], position + period * 0.3)
-                draw.rectangle(band if horizontal else (band[1], 0, band[3], size[1]), fill=middle if horizontal else accent)
+                draw.rectangle(
+                    band if horizontal else (band[1], 0, band[3], size[1]), fill=middle if horizontal else accent
+                )
                 position += period
     elif pattern == "dotted":
         period, radius = 0.042 * height, 0.0115 * height
@@ -234,7 +233,10 @@ def _limb(points: list[Point], widths: list[float]) -> list[Point]:
     end = points[-1]
     last = points[-2]
     length = math.hypot(end[0] - last[0], end[1] - last[1]) or 1.0
-    tip = (end[0] + (end[0] - last[0]) / length * widths[-1] * 0.4, end[1] + (end[1] - last[1]) / length * widths[-1] * 0.4)
+    tip = (
+        end[0] + (end[0] - last[0]) / length * widths[-1] * 0.4,
+        end[1] + (end[1] - last[1]) / length * widths[-1] * 0.4,
+    )
     return _smooth([*left, tip, *reversed(right)], steps=4)
 
 
@@ -267,7 +269,10 @@ class _Pedestrian:
         self.legs = []
         for side in (-1, 1):
             hip = (side * self.hip * apart * 0.75, 0.52)
-            ankle = (side * (self.hip * apart + stride) + lean, 0.945 - (rng.uniform(0, 0.025) if side == self.facing else 0))
+            ankle = (
+                side * (self.hip * apart + stride) + lean,
+                0.945 - (rng.uniform(0, 0.025) if side == self.facing else 0),
+            )
             bend = rng.uniform(0.0, 0.03) * (self.facing if self.view == "side" else side)
             knee = ((hip[0] + ankle[0]) / 2 + bend, 0.735)
             self.legs.append((hip, knee, ankle))
@@ -349,24 +354,48 @@ class _Pedestrian:
             toe, heel, half = ankle[0] + direction * 0.022, ankle[0], 0.036
         base = ankle[1] + 0.05
         if half:
-            outline = [(heel - half * 0.75, ankle[1] + 0.004), (heel + half * 0.75, ankle[1] + 0.004), (toe + half, base), (toe - half, base)]
+            outline = [
+                (heel - half * 0.75, ankle[1] + 0.004),
+                (heel + half * 0.75, ankle[1] + 0.004),
+                (toe + half, base),
+                (toe - half, base),
+            ]
         else:
-            outline = [(heel, ankle[1]), (ankle[0] + self.facing * 0.028, ankle[1]), (toe, ankle[1] + 0.03), (toe, base), (heel, base)]
+            outline = [
+                (heel, ankle[1]),
+                (ankle[0] + self.facing * 0.028, ankle[1]),
+                (toe, ankle[1] + 0.03),
+                (toe, base),
+                (heel, base),
+            ]
         if kind == "sandals":
             self.canvas.polygon(outline, self.look.skin)
             for level in (0.016, 0.032):
-                self.canvas.line([(min(p[0] for p in outline) + 0.004, ankle[1] + level), (max(p[0] for p in outline) - 0.004, ankle[1] + level)], colour, 0.011)
+                self.canvas.line(
+                    [
+                        (min(p[0] for p in outline) + 0.004, ankle[1] + level),
+                        (max(p[0] for p in outline) - 0.004, ankle[1] + level),
+                    ],
+                    colour,
+                    0.011,
+                )
         else:
             self.canvas.polygon(outline, colour)
         if kind == "boots":
             shaft = [(ankle[0], ankle[1] - 0.1), (ankle[0], ankle[1] + 0.02)]
             self.canvas.polygon(_limb(shaft, [0.04, 0.034]), colour)
-            self.canvas.line([(ankle[0] - 0.036, ankle[1] - 0.095), (ankle[0] + 0.036, ankle[1] - 0.095)], _accent(colour), 0.007)
+            self.canvas.line(
+                [(ankle[0] - 0.036, ankle[1] - 0.095), (ankle[0] + 0.036, ankle[1] - 0.095)], _accent(colour), 0.007
+            )
         sole = (250, 250, 250) if kind == "sneakers" else _scaled(colour, 0.45)
         left, right = min(p[0] for p in outline), max(p[0] for p in outline)
         self.canvas.line([(left, base), (right, base)], sole, 0.014 if kind == "sneakers" else 0.008)
         if kind == "sneakers":
-            self.canvas.line([((left + right) / 2 - 0.014, ankle[1] + 0.02), ((left + right) / 2 + 0.014, ankle[1] + 0.02)], (250, 250, 250), 0.005)
+            self.canvas.line(
+                [((left + right) / 2 - 0.014, ankle[1] + 0.02), ((left + right) / 2 + 0.014, ankle[1] + 0.02)],
+                (250, 250, 250),
+                0.005,
+            )
         if kind == "leather shoes":
             self.canvas.ellipse(((left + right) / 2, base - 0.02), 0.01, 0.006, _mixed(colour, (255, 255, 255), 0.5))
 
@@ -376,7 +405,17 @@ class _Pedestrian:
             flare = self.hip * 1.25 + 0.035
             left, right = self.legs[0][1][0], self.legs[1][1][0]
             bottom = (min(left - 0.03, -flare), max(right + 0.03, flare))
-            outline = _smooth([(-self.waist, 0.455), (self.waist, 0.455), (self.hip * 1.12, 0.54), (bottom[1], 0.7), (0.0, 0.715), (bottom[0], 0.7), (-self.hip * 1.12, 0.54)])
+            outline = _smooth(
+                [
+                    (-self.waist, 0.455),
+                    (self.waist, 0.455),
+                    (self.hip * 1.12, 0.54),
+                    (bottom[1], 0.7),
+                    (0.0, 0.715),
+                    (bottom[0], 0.7),
+                    (-self.hip * 1.12, 0.54),
+                ]
+            )
             self._fill(outline, "lower")
         elif kind == "shorts":
             thick = 0.3 + 0.7 * self.width
@@ -384,7 +423,20 @@ class _Pedestrian:
                 end = (hip[0] + (knee[0] - hip[0]) * 0.85, 0.7)
                 self._fill(_limb([hip, end], [0.06 * thick, 0.056 * thick]), "lower")
         if kind != "skirt":
-            self._fill(_smooth([(-self.waist, 0.46), (self.waist, 0.46), (self.hip * 1.06, 0.53), (self.hip * 0.55, 0.585), (0.0, 0.57), (-self.hip * 0.55, 0.585), (-self.hip * 1.06, 0.53)]), "lower")
+            self._fill(
+                _smooth(
+                    [
+                        (-self.waist, 0.46),
+                        (self.waist, 0.46),
+                        (self.hip * 1.06, 0.53),
+                        (self.hip * 0.55, 0.585),
+                        (0.0, 0.57),
+                        (-self.hip * 0.55, 0.585),
+                        (-self.hip * 1.06, 0.53),
+                    ]
+                ),
+                "lower",
+            )
 
     def _fill(self, outline: list[Point], part: str) -> None:
         look = self.look
@@ -396,7 +448,9 @@ class _Pedestrian:
     def _torso(self) -> None:
         kind, look, canvas = self.person["upper"], self.look, self.canvas
         neck = 0.03 if self.woman else 0.037
-        canvas.polygon([(-neck, 0.13), (neck, 0.13), (neck * 1.15, 0.19), (-neck * 1.15, 0.19)], _scaled(look.skin, 0.9))
+        canvas.polygon(
+            [(-neck, 0.13), (neck, 0.13), (neck * 1.15, 0.19), (-neck * 1.15, 0.19)], _scaled(look.skin, 0.9)
+        )
         hem = {"coat": 0.7, "jacket": 0.5, "hoodie": 0.53, "tank top": 0.49}.get(kind, 0.51)
         loose = {"coat": 0.02, "hoodie": 0.018, "jacket": 0.012, "sweater": 0.012}.get(kind, 0.0)
         shoulder = self.shoulder * (0.72 if kind == "tank top" else 1.0) + loose * 0.5
@@ -415,23 +469,46 @@ class _Pedestrian:
             gap = 0.03 if kind == "jacket" else 0.018
             if self.view == "side":
                 gap *= 0.5
-            canvas.polygon([(front - gap * 0.6, 0.182), (front + gap * 0.6, 0.182), (front + gap, hem - 0.004), (front - gap, hem - 0.004)], look.inner)
+            canvas.polygon(
+                [
+                    (front - gap * 0.6, 0.182),
+                    (front + gap * 0.6, 0.182),
+                    (front + gap, hem - 0.004),
+                    (front - gap, hem - 0.004),
+                ],
+                look.inner,
+            )
             for side in (-1, 1):
-                canvas.polygon([(front + side * gap * 0.6, 0.178), (front + side * (gap + 0.034), 0.2), (front + side * gap, 0.3)], dark)
+                canvas.polygon(
+                    [(front + side * gap * 0.6, 0.178), (front + side * (gap + 0.034), 0.2), (front + side * gap, 0.3)],
+                    dark,
+                )
             if kind == "coat":
                 for level in (0.36, 0.45, 0.54):
                     canvas.ellipse((front + gap + 0.016, level), 0.007, 0.007, light)
         elif kind == "shirt" and front is not None:
             canvas.line([(front, 0.19), (front, hem - 0.005)], dark, 0.005)
             for level in range(5):
-                canvas.ellipse((front, 0.23 + 0.06 * level), 0.0065, 0.0065, (250, 250, 250) if _luminance(look.upper) < 150 else (60, 60, 60))
+                canvas.ellipse(
+                    (front, 0.23 + 0.06 * level),
+                    0.0065,
+                    0.0065,
+                    (250, 250, 250) if _luminance(look.upper) < 150 else (60, 60, 60),
+                )
             for side in (-1, 1):
                 canvas.polygon([(front, 0.192), (front + side * 0.04, 0.168), (front + side * 0.042, 0.212)], light)
         elif kind == "hoodie":
             if front is None:
-                canvas.blob([(-0.06, 0.17), (0.06, 0.17), (0.05, 0.25), (0.0, 0.28), (-0.05, 0.25)], _scaled(look.upper, 0.8))
+                canvas.blob(
+                    [(-0.06, 0.17), (0.06, 0.17), (0.05, 0.25), (0.0, 0.28), (-0.05, 0.25)], _scaled(look.upper, 0.8)
+                )
             else:
-                canvas.polygon([(front - 0.055, 0.4), (front + 0.055, 0.4), (front + 0.075, 0.475), (front - 0.075, 0.475)] if self.view == "front" else [(front * 0.2, 0.4), (front, 0.4), (front, 0.47), (front * 0.1, 0.47)], _scaled(look.upper, 0.78))
+                canvas.polygon(
+                    [(front - 0.055, 0.4), (front + 0.055, 0.4), (front + 0.075, 0.475), (front - 0.075, 0.475)]
+                    if self.view == "front"
+                    else [(front * 0.2, 0.4), (front, 0.4), (front, 0.47), (front * 0.1, 0.47)],
+                    _scaled(look.upper, 0.78),
+                )
                 for side in (-1, 1):
                     canvas.line([(front + side * 0.018, 0.2), (front + side * 0.02, 0.28)], (240, 240, 240), 0.006)
             canvas.line([(-0.058, 0.182), (0.0, 0.198), (0.058, 0.182)], _scaled(look.upper, 0.7), 0.02)
@@ -448,7 +525,9 @@ class _Pedestrian:
         if kind in _LONG_SLEEVES:
             bulk = 1.15 if kind in ("coat", "hoodie", "jacket") else 1.0
             cuff = (hand[0] - (hand[0] - elbow[0]) * 0.1, hand[1] - (hand[1] - elbow[1]) * 0.1)
-            self._fill(_limb([shoulder, elbow, cuff], [0.036 * thick * bulk, 0.031 * thick * bulk, 0.026 * bulk]), "upper")
+            self._fill(
+                _limb([shoulder, elbow, cuff], [0.036 * thick * bulk, 0.031 * thick * bulk, 0.026 * bulk]), "upper"
+            )
             if kind in ("sweater", "hoodie"):
                 self.canvas.ellipse(cuff, 0.024, 0.012, _scaled(look.upper, 0.62))
         elif kind == "t-shirt":
@@ -473,12 +552,43 @@ class _Pedestrian:
             canvas.polygon([(face * 0.044, 0.072), (face * 0.064, 0.092), (face * 0.044, 0.098)], look.skin)
             canvas.ellipse((face * 0.03, 0.072), 0.006, 0.007, (30, 26, 26))
             canvas.line([(face * 0.03, 0.118), (face * 0.046, 0.116)], (150, 60, 60), 0.005)
-            canvas.blob([(face * 0.04, 0.03), (face * 0.022, 0.055), (face * 0.0, 0.062), (face * 0.002, 0.1), (-face * 0.035, 0.125), (-face * 0.058, 0.08), (-face * 0.046, 0.018), (0.0, -0.002)], look.hair)
+            canvas.blob(
+                [
+                    (face * 0.04, 0.03),
+                    (face * 0.022, 0.055),
+                    (face * 0.0, 0.062),
+                    (face * 0.002, 0.1),
+                    (-face * 0.035, 0.125),
+                    (-face * 0.058, 0.08),
+                    (-face * 0.046, 0.018),
+                    (0.0, -0.002),
+                ],
+                look.hair,
+            )
             back = -face
             if self.person["hair"] == "long":
-                canvas.blob([(back * 0.02, 0.04), (back * 0.062, 0.06), (back * 0.078, 0.2), (back * 0.062, 0.29), (back * 0.02, 0.26), (back * 0.012, 0.12)], look.hair)
+                canvas.blob(
+                    [
+                        (back * 0.02, 0.04),
+                        (back * 0.062, 0.06),
+                        (back * 0.078, 0.2),
+                        (back * 0.062, 0.29),
+                        (back * 0.02, 0.26),
+                        (back * 0.012, 0.12),
+                    ],
+                    look.hair,
+                )
             elif self.person["hair"] == "ponytail":
-                canvas.blob([(back * 0.045, 0.04), (back * 0.09, 0.06), (back * 0.1, 0.18), (back * 0.078, 0.24), (back * 0.066, 0.12)], look.hair)
+                canvas.blob(
+                    [
+                        (back * 0.045, 0.04),
+                        (back * 0.09, 0.06),
+                        (back * 0.1, 0.18),
+                        (back * 0.078, 0.24),
+                        (back * 0.066, 0.12),
+                    ],
+                    look.hair,
+                )
             elif self.person["hair"] == "bun":
                 canvas.blob(_ring((back * 0.062, 0.028), 0.031, 0.031), look.hair)
             return
@@ -488,30 +598,83 @@ class _Pedestrian:
             canvas.ellipse((offset + side * 0.02, 0.077), 0.0048, 0.0065, (34, 26, 24))
             canvas.line([(offset + side * 0.012, 0.061), (offset + side * 0.03, 0.061)], _scaled(look.hair, 0.8), 0.005)
         canvas.line([(offset, 0.08), (offset + 0.004, 0.097), (offset - 0.004, 0.099)], _scaled(look.skin, 0.75), 0.004)
-        canvas.line([(offset - 0.015, 0.117), (offset, 0.121), (offset + 0.015, 0.117)], (190, 60, 70) if self.woman else (150, 84, 74), 0.007)
+        canvas.line(
+            [(offset - 0.015, 0.117), (offset, 0.121), (offset + 0.015, 0.117)],
+            (190, 60, 70) if self.woman else (150, 84, 74),
+            0.007,
+        )
         hair = self.person["hair"]
         part = self.bag_side * 0.02
-        canvas.blob([(-0.056, 0.085), (-0.053, 0.03), (-0.02, -0.004), (0.02, -0.004), (0.053, 0.03), (0.056, 0.085), (0.043, 0.058), (part, 0.036), (-0.043, 0.058)], look.hair)
+        canvas.blob(
+            [
+                (-0.056, 0.085),
+                (-0.053, 0.03),
+                (-0.02, -0.004),
+                (0.02, -0.004),
+                (0.053, 0.03),
+                (0.056, 0.085),
+                (0.043, 0.058),
+                (part, 0.036),
+                (-0.043, 0.058),
+            ],
+            look.hair,
+        )
         if hair == "bun":
             canvas.blob(_ring((0.0, -0.014), 0.031, 0.027), look.hair)
         elif hair == "ponytail":
             side = self.bag_side
-            canvas.blob([(side * 0.045, 0.05), (side * 0.075, 0.08), (side * 0.085, 0.19), (side * 0.062, 0.25), (side * 0.056, 0.14)], look.hair)
+            canvas.blob(
+                [
+                    (side * 0.045, 0.05),
+                    (side * 0.075, 0.08),
+                    (side * 0.085, 0.19),
+                    (side * 0.062, 0.25),
+                    (side * 0.056, 0.14),
+                ],
+                look.hair,
+            )
         elif hair == "long":
             for side in (-1, 1):
-                canvas.blob([(side * 0.04, 0.035), (side * 0.064, 0.07), (side * 0.078, 0.2), (side * 0.062, 0.275), (side * 0.04, 0.24), (side * 0.046, 0.12)], look.hair)
+                canvas.blob(
+                    [
+                        (side * 0.04, 0.035),
+                        (side * 0.064, 0.07),
+                        (side * 0.078, 0.2),
+                        (side * 0.062, 0.275),
+                        (side * 0.04, 0.24),
+                        (side * 0.046, 0.12),
+                    ],
+                    look.hair,
+                )
 
     def _hair_behind(self) -> None:
         if self.person["hair"] == "long":
-            self.canvas.blob([(-0.05, 0.02), (0.05, 0.02), (0.074, 0.15), (0.068, 0.26), (-0.068, 0.26), (-0.074, 0.15)], _scaled(self.look.hair, 0.8))
+            self.canvas.blob(
+                [(-0.05, 0.02), (0.05, 0.02), (0.074, 0.15), (0.068, 0.26), (-0.068, 0.26), (-0.074, 0.15)],
+                _scaled(self.look.hair, 0.8),
+            )
 
     def _hair_down_the_back(self) -> None:
         hair, canvas, colour = self.person["hair"], self.canvas, self.look.hair
         if hair == "long":
-            canvas.blob([(-0.05, 0.05), (0.05, 0.05), (0.072, 0.18), (0.058, 0.31), (0.0, 0.325), (-0.058, 0.31), (-0.072, 0.18)], colour)
+            canvas.blob(
+                [
+                    (-0.05, 0.05),
+                    (0.05, 0.05),
+                    (0.072, 0.18),
+                    (0.058, 0.31),
+                    (0.0, 0.325),
+                    (-0.058, 0.31),
+                    (-0.072, 0.18),
+                ],
+                colour,
+            )
         elif hair == "ponytail":
             canvas.line([(-0.014, 0.085), (0.014, 0.085)], (200, 60, 90), 0.014)
-            canvas.blob([(-0.014, 0.09), (0.014, 0.09), (0.03, 0.18), (0.012, 0.28), (-0.012, 0.28), (-0.03, 0.18)], _scaled(colour, 0.92))
+            canvas.blob(
+                [(-0.014, 0.09), (0.014, 0.09), (0.03, 0.18), (0.012, 0.28), (-0.012, 0.28), (-0.03, 0.18)],
+                _scaled(colour, 0.92),
+            )
         elif hair == "bun":
             canvas.blob(_ring((0.0, 0.03), 0.034, 0.032), _scaled(colour, 0.92))
 
@@ -528,15 +691,33 @@ class _Pedestrian:
             canvas.polygon(_smooth([*dome, (0.0, 0.042)]), colour)
             if self.view == "side":
                 face = self.facing
-                canvas.polygon([(face * 0.03, 0.03), (face * 0.12, 0.044), (face * 0.118, 0.056), (face * 0.03, 0.05)], _scaled(colour, 0.78))
+                canvas.polygon(
+                    [(face * 0.03, 0.03), (face * 0.12, 0.044), (face * 0.118, 0.056), (face * 0.03, 0.05)],
+                    _scaled(colour, 0.78),
+                )
             elif self.view == "front":
                 shift = self.turn * 0.05
-                canvas.blob([(-0.056 + shift, 0.04), (shift, 0.03), (0.056 + shift, 0.04), (0.05 + shift, 0.058), (shift, 0.068), (-0.05 + shift, 0.058)], _scaled(colour, 0.78))
+                canvas.blob(
+                    [
+                        (-0.056 + shift, 0.04),
+                        (shift, 0.03),
+                        (0.056 + shift, 0.04),
+                        (0.05 + shift, 0.058),
+                        (shift, 0.068),
+                        (-0.05 + shift, 0.058),
+                    ],
+                    _scaled(colour, 0.78),
+                )
             else:
                 canvas.ellipse((0.0, 0.035), 0.018, 0.012, _scaled(colour, 0.55))
         else:
             canvas.blob(_ring((0.0, 0.036), 0.115, 0.022), _scaled(colour, 0.88))
-            canvas.polygon(_smooth([(-0.054, 0.034), (-0.046, -0.012), (0.0, -0.026), (0.046, -0.012), (0.054, 0.034), (0.0, 0.04)]), colour)
+            canvas.polygon(
+                _smooth(
+                    [(-0.054, 0.034), (-0.046, -0.012), (0.0, -0.026), (0.046, -0.012), (0.054, 0.034), (0.0, 0.04)]
+                ),
+                colour,
+            )
             canvas.line([(-0.054, 0.026), (0.0, 0.032), (0.054, 0.026)], _accent(colour), 0.012)
 
     # -- bags
@@ -545,18 +726,52 @@ class _Pedestrian:
         colour, canvas = self.look.bag, self.canvas
         if self.view == "back":
             w = 0.085
-            canvas.blob([(-w, 0.22), (-w * 0.7, 0.195), (w * 0.7, 0.195), (w, 0.22), (w, 0.4), (w * 0.85, 0.43), (-w * 0.85, 0.43), (-w, 0.4)], colour)
-            canvas.polygon([(-w * 0.65, 0.32), (w * 0.65, 0.32), (w * 0.65, 0.405), (-w * 0.65, 0.405)], _scaled(colour, 0.82))
+            canvas.blob(
+                [
+                    (-w, 0.22),
+                    (-w * 0.7, 0.195),
+                    (w * 0.7, 0.195),
+                    (w, 0.22),
+                    (w, 0.4),
+                    (w * 0.85, 0.43),
+                    (-w * 0.85, 0.43),
+                    (-w, 0.4),
+                ],
+                colour,
+            )
+            canvas.polygon(
+                [(-w * 0.65, 0.32), (w * 0.65, 0.32), (w * 0.65, 0.405), (-w * 0.65, 0.405)], _scaled(colour, 0.82)
+            )
             canvas.line([(-w * 0.8, 0.27), (w * 0.8, 0.27)], _accent(colour), 0.006)
             canvas.line([(-0.02, 0.195), (0.0, 0.18), (0.02, 0.195)], _scaled(colour, 0.6), 0.01)
         elif self.view == "side":
             back = -self.facing
             near, far = self.shoulder * 0.6, self.shoulder * 0.6 + 0.105
-            canvas.blob([(back * near, 0.195), (back * far * 0.9, 0.205), (back * far, 0.3), (back * far, 0.4), (back * far * 0.85, 0.43), (back * near, 0.42)], colour)
-            canvas.polygon([(back * far * 0.8, 0.32), (back * (far + 0.022), 0.325), (back * (far + 0.022), 0.4), (back * far * 0.8, 0.41)], _scaled(colour, 0.82))
+            canvas.blob(
+                [
+                    (back * near, 0.195),
+                    (back * far * 0.9, 0.205),
+                    (back * far, 0.3),
+                    (back * far, 0.4),
+                    (back * far * 0.85, 0.43),
+                    (back * near, 0.42),
+                ],
+                colour,
+            )
+            canvas.polygon(
+                [
+                    (back * far * 0.8, 0.32),
+                    (back * (far + 0.022), 0.325),
+                    (back * (far + 0.022), 0.4),
+                    (back * far * 0.8, 0.41),
+                ],
+                _scaled(colour, 0.82),
+            )
         else:
             w = self.shoulder + 0.012
-            canvas.blob([(-w, 0.2), (w, 0.2), (w + 0.02, 0.3), (w + 0.008, 0.43), (-w - 0.008, 0.43), (-w - 0.02, 0.3)], colour)
+            canvas.blob(
+                [(-w, 0.2), (w, 0.2), (w + 0.02, 0.3), (w + 0.008, 0.43), (-w - 0.008, 0.43), (-w - 0.02, 0.3)], colour
+            )
 
     def _straps(self) -> None:
         colour, canvas = self.look.bag, self.canvas
@@ -576,9 +791,14 @@ class _Pedestrian:
             return
         colour, canvas, side = self.look.bag, self.canvas, self.bag_side
         hang = side * (self.hip + 0.015)
-        canvas.line([(-side * self.shoulder * 0.65, 0.187), (side * self.waist * 0.9, 0.42)], _scaled(colour, 0.9), 0.017)
+        canvas.line(
+            [(-side * self.shoulder * 0.65, 0.187), (side * self.waist * 0.9, 0.42)], _scaled(colour, 0.9), 0.017
+        )
         canvas.blob([(hang - 0.058, 0.42), (hang + 0.058, 0.42), (hang + 0.062, 0.53), (hang - 0.062, 0.53)], colour)
-        canvas.polygon([(hang - 0.058, 0.425), (hang + 0.058, 0.425), (hang + 0.05, 0.47), (hang - 0.05, 0.47)], _scaled(colour, 0.82))
+        canvas.polygon(
+            [(hang - 0.058, 0.425), (hang + 0.058, 0.425), (hang + 0.05, 0.47), (hang - 0.05, 0.47)],
+            _scaled(colour, 0.82),
+        )
         canvas.ellipse((hang, 0.472), 0.008, 0.008, (240, 220, 140))
 
     def _carried_bag(self) -> None:
@@ -586,12 +806,20 @@ class _Pedestrian:
         hand = self.arms[0 if self.bag_side < 0 else 1][2]
         if kind == "handbag":
             x, y = hand[0] + self.bag_side * 0.012, hand[1] + 0.062
-            canvas.line([(x - 0.03, y), (x - 0.02, y - 0.05), (x + 0.02, y - 0.05), (x + 0.03, y)], _scaled(colour, 0.65), 0.01)
-            canvas.blob([(x - 0.048, y - 0.002), (x + 0.048, y - 0.002), (x + 0.064, y + 0.082), (x - 0.064, y + 0.082)], colour)
+            canvas.line(
+                [(x - 0.03, y), (x - 0.02, y - 0.05), (x + 0.02, y - 0.05), (x + 0.03, y)], _scaled(colour, 0.65), 0.01
+            )
+            canvas.blob(
+                [(x - 0.048, y - 0.002), (x + 0.048, y - 0.002), (x + 0.064, y + 0.082), (x - 0.064, y + 0.082)], colour
+            )
             canvas.line([(x - 0.05, y + 0.02), (x + 0.05, y + 0.02)], _accent(colour), 0.007)
         elif kind == "shopping bag":
             x, y = hand[0] + self.bag_side * 0.012, hand[1] + 0.07
-            canvas.line([(x - 0.022, y), (x - 0.014, y - 0.055), (x + 0.014, y - 0.055), (x + 0.022, y)], _scaled(colour, 0.65), 0.006)
+            canvas.line(
+                [(x - 0.022, y), (x - 0.014, y - 0.055), (x + 0.014, y - 0.055), (x + 0.022, y)],
+                _scaled(colour, 0.65),
+                0.006,
+            )
             canvas.polygon([(x - 0.058, y), (x + 0.058, y), (x + 0.054, y + 0.16), (x - 0.054, y + 0.16)], colour)
             canvas.ellipse((x, y + 0.08), 0.026, 0.026, _accent(colour))
 
@@ -650,7 +878,8 @@ def _occlude(canvas: Image.Image, domain: str, rng: random.Random) -> None:
     if rng.random() < 0.14:
         side = rng.choice((0.0, 0.45))
         draw.rectangle(
-            (side * width, height * rng.uniform(0.78, 0.92), (side + 0.55) * width, height), fill=_random_colour(rng, low, high)
+            (side * width, height * rng.uniform(0.78, 0.92), (side + 0.55) * width, height),
+            fill=_random_colour(rng, low, high),
         )
     if rng.random() < 0.1:
         x = rng.uniform(0, 1) * width
@@ -673,7 +902,9 @@ def _photograph(image: Image.Image, domain: str, rng: random.Random) -> Image.Im
     haze = rng.uniform(0, 26) if target else rng.uniform(0, 14)
     pixels += haze
     generator = np.random.default_rng(rng.getrandbits(64))
-    noise = generator.standard_normal(pixels.shape[:2], dtype=np.float32) * (rng.uniform(3, 13) if target else rng.uniform(0, 5))
+    noise = generator.standard_normal(pixels.shape[:2], dtype=np.float32) * (
+        rng.uniform(3, 13) if target else rng.uniform(0, 5)
+    )
     pixels += noise[:, :, None]
     return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
 

@@ -57,7 +57,8 @@ def sample_person(rng: random.Random) -> Person:
     upper = rng.choice(ATTRIBUTES["upper"])
     heavy_cloth = upper in ("jacket", "coat", "hoodie")
     upper_pattern = _pick(
-        rng, {"plain": 0.7 if heavy_cloth else 0.4, "striped": 0.2, "checked": 0.2, "dotted": 0.0 if heavy_cloth else 0.2}
+        rng,
+        {"plain": 0.7 if heavy_cloth else 0.4, "striped": 0.2, "checked": 0.2, "dotted": 0.0 if heavy_cloth else 0.2},
     )
     lower = _pick(rng, {"trousers": 0.3, "jeans": 0.25, "shorts": 0.2, "skirt": 0.3 if woman else 0.0})
     lower_colour = rng.choice(("blue", "black", "grey") if lower == "jeans" else COLOURS)

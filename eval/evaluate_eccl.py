@@ -1,6 +1,6 @@
 """Scores a checkpoint on a benchmark: every caption of a split queries every image of it.
 
-    python -m eccl.eval.evaluate_eccl --model DIR --dataset cuhk_pedes --data_dir DIR --output_dir OUT
+python -m eccl.eval.evaluate_eccl --model DIR --dataset cuhk_pedes --data_dir DIR --output_dir OUT
 """
 
 import argparse
@@ -87,7 +87,9 @@ def main(arguments: list[str] | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "results.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
         files = [image["path"] for image in rows.cast_column("image", datasets.Image(decode=False))["image"]]
-        draw_rankings(rows, unit_rows(embeds.text_embeds) @ unit_rows(embeds.image_embeds).T, files).save(folder / "rankings.png")
+        draw_rankings(rows, unit_rows(embeds.text_embeds) @ unit_rows(embeds.image_embeds).T, files).save(
+            folder / "rankings.png"
+        )
         print(f"written: {folder / 'results.json'}, {folder / 'rankings.png'}")
 
 

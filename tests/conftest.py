@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from eccl.modeling_eccl import ECCLModel
 
+
 @pytest.fixture(autouse=True, scope="session")
 def _private_caches(tmp_path_factory):
     """Nothing of a test ends in, or comes from, the user's caches."""

@@ -32,9 +32,7 @@ def test_loss_gradient_and_update_equal_the_published_code(loss_goldens, kind, c
 
 
 @settings(deadline=None, max_examples=60)
-@given(
-    rows=st.lists(st.integers(0, 4), max_size=20), momentum=st.floats(0, 1), seed=st.integers(0, 1000)
-)
+@given(rows=st.lists(st.integers(0, 4), max_size=20), momentum=st.floats(0, 1), seed=st.integers(0, 1000))
 def test_update_equals_a_loop_over_items(rows, momentum, seed):
     generator = torch.Generator().manual_seed(seed)
     start_image, start_text = torch.randn(2, 5, 6, generator=generator)

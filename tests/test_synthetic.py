@@ -106,13 +106,20 @@ def test_captions_say_what_they_claim_and_nothing_of_what_is_absent():
             assert person["upper_colour"] in caption.lower()
         if "gender" in names:
             words = caption.lower().replace(".", "").replace(",", "").split()
-            other = {"man", "guy", "male", "he", "his"} if person["gender"] == "woman" else {"woman", "lady", "she", "her"}
+            other = (
+                {"man", "guy", "male", "he", "his"} if person["gender"] == "woman" else {"woman", "lady", "she", "her"}
+            )
             assert not other & set(words)
 
 
 def test_a_person_looks_alike_in_all_pictures_and_pictures_differ():
     rng = random.Random(1)
-    person = sample_person(rng) | {"upper": "coat", "upper_colour": "red", "upper_pattern": "plain", "lower": "trousers"}
+    person = sample_person(rng) | {
+        "upper": "coat",
+        "upper_colour": "red",
+        "upper_pattern": "plain",
+        "lower": "trousers",
+    }
     appearance = sample_appearance(person, "source", rng)
     pictures = [np.asarray(draw_person(person, appearance, "source", rng), dtype=float) for _ in range(12)]
     assert all(picture.shape == (384, 128, 3) for picture in pictures)
@@ -129,7 +136,9 @@ def test_labels_tell_what_was_drawn_and_said(tmp_path):
     assert all("mentioned" not in record for record in records)
     for record in records:
         labels = known["people"][str(record["id"])]
-        person = {name: values[label] for (name, values), label in zip(known["attributes"].items(), labels, strict=True)}
+        person = {
+            name: values[label] for (name, values), label in zip(known["attributes"].items(), labels, strict=True)
+        }
         assert attribute_labels(person) == labels
         assert len(known["mentioned"][record["file_path"]]) == len(record["captions"])
         for caption, names in zip(record["captions"], known["mentioned"][record["file_path"]], strict=True):

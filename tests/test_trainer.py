@@ -10,7 +10,7 @@ import torch
 import yaml
 from helpers import ROOT
 from peft import PeftModel
-from transformers import AutoModel, AutoProcessor, AutoTokenizer
+from transformers import AutoModel, AutoProcessor, CLIPTokenizer
 
 from eccl.data_eccl import CaptionPairs
 from eccl.dataset_scripts.synthetic import SyntheticBenchmark, write_benchmark
@@ -108,7 +108,7 @@ def make_trainer(backbone, benchmark, output_dir, **changes):
     args = ECCLTrainingArguments(output_dir=str(output_dir), **(settings | changes))
     torch.manual_seed(0)
     model = attach_lora(ECCLModel.from_clip(str(backbone), image_size=(32, 16), prompt_depth=2))
-    processor = ECCLProcessor.for_model(model.config, AutoTokenizer.from_pretrained(backbone))
+    processor = ECCLProcessor.for_model(model.config, CLIPTokenizer.from_pretrained(backbone))
     rows = datasets.load_dataset("cuhk_pedes", data_dir=str(benchmark), split="train")
     pairs = CaptionPairs(rows, processor, args.augment, args.seed)
     return ECCLTrainer(model, args, train_dataset=pairs, eval_dataset=rows, processing_class=processor)
@@ -257,7 +257,7 @@ def test_two_processes_train_as_one_with_twice_the_batch(backbone, benchmark, tm
         command += ["--init_from", str(backbone), "--prompt_depth", "2", "--per_device_train_batch_size", str(batch)]
         command += ["--num_train_epochs", "2", "--warmup_epochs", "1", "--augment", "False", "--seed", "3"]
         command += ["--output_dir", str(output_dir)]
-        subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=300)
+        subprocess.run(command, cwd=ROOT, check=True, stdin=subprocess.DEVNULL, timeout=300)
         results.append(safetensors.torch.load_file(output_dir / "model.safetensors"))
     for name, value in results[0].items():
         assert (results[1][name] - value).abs().max() <= 1e-5 * value.abs().max(), name
