@@ -123,7 +123,7 @@ def _rename(openai: dict[str, torch.Tensor], path: str | Path) -> dict[str, torc
 
 
 def _split_eccl(state: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """The encoders under OpenAI's names, and the prompt learner under ours; LoRA is in the weights beside it already."""
+    """The encoders under OpenAI's names, and the prompt learner under ours; LoRA is in the weights already."""
     openai = {}
     for key, value in state.items():
         owner, _, name = key.partition(".")

@@ -63,7 +63,8 @@ class ECCLProcessor(ProcessorMixin):
             raise ValueError(f"the tokenizer has {len(tokenizer)} tokens, the model embeds {text.vocab_size}")
         if tokenizer.eos_token_id != text.eos_token_id:
             raise ValueError(
-                f"the tokenizer ends a text with token {tokenizer.eos_token_id}, the model looks for {text.eos_token_id}"
+                f"the tokenizer ends a text with token {tokenizer.eos_token_id}, "
+                f"the model looks for {text.eos_token_id}"
             )
         height, width = config.vision_config.image_size
         image_processor = ECCLImageProcessor(size={"height": height, "width": width})

@@ -185,7 +185,7 @@ def main(arguments: list[str]) -> None:
             f"training on {data.dataset_name} train: {pairs.num_persons} persons, {len(train)} images, {len(pairs)} pairs"
         )
         print(
-            f"evaluating on {data.dataset_name} {eval_split}: {len(evaluation)} images; {args.metric_for_best_model} picks the epoch"
+            f"scored on {data.dataset_name} {eval_split}: {len(evaluation)} images; {args.metric_for_best_model} decides"
         )
         print(f"{trainable:,} of {total:,} parameters train ({100 * trainable / total:.2f}%)")
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)

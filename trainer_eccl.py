@@ -97,7 +97,7 @@ class ECCLTrainingArguments(TrainingArguments):
 
     @property
     def epoch_schedule(self) -> bool:
-        """Whether the published per-epoch schedule holds; naming any scheduler but transformers' default turns it off."""
+        """Whether the published per-epoch schedule holds: any scheduler but transformers' default turns it off."""
         return self.lr_scheduler_type == "linear"
 
 

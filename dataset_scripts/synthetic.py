@@ -39,7 +39,7 @@ class SyntheticBenchmark:
         captions_per_image: captions of each photograph.
 
     Raises:
-        ValueError: an unknown layout or domain, a negative or empty size, a `val` split in ICFG's layout, which has none.
+        ValueError: an unknown layout or domain, a negative or empty size, a `val` split in ICFG's layout.
     """
 
     layout: str

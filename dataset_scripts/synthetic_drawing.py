@@ -460,7 +460,8 @@ class _Pedestrian:
         outline = [
             (-neck * 1.5, 0.17), (0.0, scoop), (neck * 1.5, 0.17),
             (shoulder, 0.192), (shoulder * 0.97, 0.27), (waist, 0.4), (bottom, hem - 0.015),
-            (bottom * 0.97, hem), (-bottom * 0.97, hem), (-bottom, hem - 0.015), (-waist, 0.4), (-shoulder * 0.97, 0.27), (-shoulder, 0.192),
+            (bottom * 0.97, hem), (-bottom * 0.97, hem), (-bottom, hem - 0.015), (-waist, 0.4),
+            (-shoulder * 0.97, 0.27), (-shoulder, 0.192),
         ]  # fmt: skip
         self._fill(_smooth(outline, steps=3), "upper")
         front = {"front": self.turn * 0.06, "side": self.facing * self.waist * 0.75, "back": None}[self.view]

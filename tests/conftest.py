@@ -8,10 +8,10 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 import pytest
 import torch
 from PIL import Image
-from helpers import GOLDENS, tiny_config
 from safetensors.torch import load_file
 
 from eccl.modeling_eccl import ECCLModel
+from helpers import GOLDENS, tiny_config
 
 
 @pytest.fixture(autouse=True, scope="session")

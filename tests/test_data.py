@@ -96,7 +96,7 @@ def test_random_erasing_covers_the_published_area_half_of_the_time():
         shares.append(erased.float().mean().item())
     hit = [share for share in shares if share]
     assert 70 < len(hit) < 130
-    assert 0.015 < min(hit) and max(hit) < 0.42
+    assert min(hit) > 0.015 and max(hit) < 0.42
 
 
 def test_a_caption_loses_a_tenth_of_its_words_and_never_all():

@@ -3,11 +3,11 @@ import shutil
 
 import pytest
 import torch
-from helpers import ROOT
 from PIL import Image
 
 from eccl.eval import evaluate_eccl
 from eccl.gallery_eccl import Gallery, draw_matches, load_model, main
+from helpers import ROOT
 
 BACKBONE = ROOT / "assets" / "synthetic-backbone"
 

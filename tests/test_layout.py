@@ -4,6 +4,7 @@ import ast
 import sys
 
 import pytest
+
 from helpers import ROOT
 
 HUB_FILES = {"configuration_eccl", "modeling_eccl", "processing_eccl"}

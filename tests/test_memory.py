@@ -53,7 +53,7 @@ def test_fill_is_the_normalised_mean_of_unnormalised_features():
     memory.fill(image, text, torch.tensor([1, 0, 1, 1, 0]))
     torch.testing.assert_close(memory.image_rows[1], unit((image[0] + image[2] + image[3]) / 3))
     torch.testing.assert_close(memory.text_rows[0], unit((text[1] + text[4]) / 2))
-    with pytest.raises(ValueError, match="row 1 .* no item"):
+    with pytest.raises(ValueError, match=r"row 1 .* no item"):
         memory.fill(image, text, torch.zeros(5, dtype=torch.long))
 
 

@@ -1,12 +1,12 @@
 import pytest
 import torch
-from helpers import GOLDENS, tiny_config
 from transformers import CLIPConfig, CLIPModel
 
 from eccl.configuration_eccl import ECCLConfig
 from eccl.convert_eccl import convert_checkpoint
 from eccl.lora_eccl import attach_lora, count_parameters
 from eccl.modeling_eccl import ECCLModel, resize_position_grid
+from helpers import GOLDENS, tiny_config
 
 
 def relative_error(ours, reference):

@@ -1,12 +1,12 @@
 import evaluate
 import numpy as np
 import pytest
-from helpers import GOLDENS, ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
 from eccl.eval.person_retrieval.person_retrieval import retrieval_metrics
+from helpers import GOLDENS, ROOT
 
 
 @pytest.fixture(scope="module")

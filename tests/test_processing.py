@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 import torch
-from helpers import tiny_config
 from PIL import Image
 from transformers import CLIPTokenizer
 
 from eccl.processing_eccl import ECCLImageProcessor, ECCLProcessor
+from helpers import tiny_config
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 

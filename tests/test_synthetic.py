@@ -44,7 +44,8 @@ def test_the_seed_decides_every_byte(tmp_path):
 
 
 def test_the_same_benchmark_is_kept_and_another_folder_is_not_touched(tmp_path, capsys):
-    arguments = "--layout rstpreid --train_ids 1 --val_ids 1 --test_ids 1 --images_per_id 1 --num_workers 1".split()
+    sizes = ("--train_ids", "--val_ids", "--test_ids", "--images_per_id", "--num_workers")
+    arguments = ["--layout", "rstpreid", *(word for size in sizes for word in (size, "1"))]
     main([*arguments, "--output_dir", str(tmp_path / "set")])
     assert "oracle Rank-1 100.0%" in capsys.readouterr().out
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "set").rglob("*")}

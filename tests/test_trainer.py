@@ -8,7 +8,6 @@ import pytest
 import safetensors.torch
 import torch
 import yaml
-from helpers import ROOT
 from peft import PeftModel
 from transformers import AutoModel, AutoProcessor, CLIPTokenizer
 
@@ -18,9 +17,10 @@ from eccl.lora_eccl import attach_lora, load_adapter
 from eccl.modeling_eccl import ECCLModel
 from eccl.processing_eccl import ECCLProcessor
 from eccl.trainer_eccl import OBJECTIVE_FILE, ECCLTrainer, ECCLTrainingArguments, epoch_factor
+from helpers import ROOT
 
 sys.path.insert(0, str(ROOT))
-import train_eccl  # noqa: E402
+import train_eccl
 
 TINY_SHAPE = {
     "projection_dim": 16,
@@ -76,7 +76,7 @@ def test_a_folder_made_by_hand_trains_for_two_steps(make_raw, backbone, tmp_path
     root, _ = make_raw()
     tune(backbone, root, tmp_path / "out", "--max_steps 2")
     printed = capsys.readouterr().out
-    assert "3 persons, 4 images, 8 pairs" in printed and "cuhk_pedes val: 1 images" in printed
+    assert "3 persons, 4 images, 8 pairs" in printed and "scored on cuhk_pedes val: 1 images" in printed
     assert (tmp_path / "out" / "adapter" / "adapter_model.safetensors").is_file()
 
 
