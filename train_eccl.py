@@ -181,12 +181,9 @@ def main(arguments: list[str]) -> None:
     )
     if trainer.is_world_process_zero():
         trainable, total = count_parameters(model)
-        print(
-            f"training on {data.dataset_name} train: {pairs.num_persons} persons, {len(train)} images, {len(pairs)} pairs"
-        )
-        print(
-            f"scored on {data.dataset_name} {eval_split}: {len(evaluation)} images; {args.metric_for_best_model} decides"
-        )
+        sizes = f"{pairs.num_persons} persons, {len(train)} images, {len(pairs)} pairs"
+        print(f"training on {data.dataset_name} train: {sizes}")
+        print(f"scored on {data.dataset_name} {eval_split}: {len(evaluation)} images")
         print(f"{trainable:,} of {total:,} parameters train ({100 * trainable / total:.2f}%)")
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     if trainer.is_world_process_zero():
