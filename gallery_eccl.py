@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 from PIL import Image, ImageDraw
-from transformers import AutoModel, AutoProcessor
 
 from .data_eccl import embed_captions, embed_images
 from .losses_eccl import unit_rows
@@ -122,11 +121,14 @@ def _write(draw: ImageDraw.ImageDraw, text: str, position: tuple[int, int], widt
 
 
 def load_model(name: str) -> tuple[ECCLModel, ECCLProcessor]:
-    """A model with its processor, by folder or Hub id, in float32 and evaluation mode; on the GPU if there is one."""
-    model = AutoModel.from_pretrained(name, trust_remote_code=True, dtype=torch.float32).eval()
+    """A model with its processor, by folder or Hub id, in float32 and evaluation mode; on the GPU if there is one.
+
+    This package's own classes read it: no code that came with the checkpoint runs.
+    """
+    model = ECCLModel.from_pretrained(name, dtype=torch.float32).eval()
     if torch.cuda.is_available():
         model = model.cuda()
-    return model, AutoProcessor.from_pretrained(name, trust_remote_code=True)
+    return model, ECCLProcessor.from_pretrained(name)
 
 
 def main(arguments: list[str] | None = None) -> None:
