@@ -7,6 +7,8 @@ export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 CORES := $(shell nproc 2>/dev/null || echo 2)
 
+# accelerate's own defaults, spelled out so that it does not remark on them.
+LAUNCH := --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 DEMO := demo
 BACKBONE := assets/synthetic-backbone
 SENTENCE := A woman in a red coat and blue jeans with a black backpack
@@ -24,7 +26,7 @@ demo: $(VENV)/.installed
 	@rm -rf $(DEMO)/model
 	$(BIN)/python -m eccl.dataset_scripts.synthetic --layout cuhk_pedes --domain target --seed 0 --output_dir $(DEMO)/data
 	$(BIN)/python -m eccl.eval.evaluate_eccl --model $(BACKBONE) --dataset cuhk_pedes --data_dir $(DEMO)/data --output_dir $(DEMO)/before
-	$(BIN)/accelerate launch --num_processes 1 --num_cpu_threads_per_process $(CORES) train_eccl.py recipes/demo.yaml --init_from $(BACKBONE) --data_dir $(DEMO)/data --output_dir $(DEMO)/model
+	$(BIN)/accelerate launch $(LAUNCH) --num_cpu_threads_per_process $(CORES) train_eccl.py recipes/demo.yaml --init_from $(BACKBONE) --data_dir $(DEMO)/data --output_dir $(DEMO)/model
 	$(BIN)/python -m eccl.gallery_eccl --model $(DEMO)/model --images $(DEMO)/data/imgs --query "$(SENTENCE)" --output $(DEMO)/search.png
 	$(BIN)/python -m eccl.eval.evaluate_eccl --model $(DEMO)/model --dataset cuhk_pedes --data_dir $(DEMO)/data --before $(DEMO)/before/results.json --output_dir $(DEMO)
 
@@ -45,7 +47,7 @@ format: $(VENV)/.installed
 # Makes assets/ anew: half an hour or more on two cores.
 pretrain: $(VENV)/.installed
 	$(BIN)/python -m eccl.dataset_scripts.synthetic --layout cuhk_pedes --domain source --seed 1 --train_ids 6000 --val_ids 200 --test_ids 200 --output_dir $(DEMO)/source
-	$(BIN)/accelerate launch --num_processes 1 --num_cpu_threads_per_process $(CORES) train_eccl.py recipes/pretrain_synthetic.yaml --data_dir $(DEMO)/source --output_dir $(DEMO)/backbone
+	$(BIN)/accelerate launch $(LAUNCH) --num_cpu_threads_per_process $(CORES) train_eccl.py recipes/pretrain_synthetic.yaml --data_dir $(DEMO)/source --output_dir $(DEMO)/backbone
 	$(BIN)/python -m eccl.eval.evaluate_eccl --model $(DEMO)/backbone --dataset cuhk_pedes --data_dir $(DEMO)/source --output_dir $(DEMO)/backbone-results
 
 clean:
