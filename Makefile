@@ -13,7 +13,7 @@ DEMO := demo
 BACKBONE := assets/synthetic-backbone
 SENTENCE := A woman in a red coat and blue jeans with a black backpack
 
-.PHONY: demo test test-all lint format clean pretrain
+.PHONY: demo test test-slow lint format clean pretrain
 
 $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	@echo "installing into $(VENV) (once)"
@@ -33,8 +33,8 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest -q -m "not slow"
 
-test-all: $(VENV)/.installed
-	$(BIN)/python -m pytest -q
+test-slow: $(VENV)/.installed
+	$(BIN)/python -m pytest -q -m slow
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -47,7 +47,7 @@ def load_adapter(base: ECCLModel, folder: str | Path) -> PeftModel:
 
 
 def count_parameters(model: ECCLModel | PeftModel) -> tuple[int, int]:
-    """How many parameters train, and how many the model will have once the updates are merged."""
+    """How many parameters train, and how many there are while they do, LoRA included."""
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     if not isinstance(model, PeftModel):
         return trainable, sum(parameter.numel() for parameter in model.parameters())

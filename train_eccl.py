@@ -185,7 +185,9 @@ def main(arguments: list[str]) -> None:
         print(f"training on {data.dataset_name} train: {sizes}")
         print(f"scored on {data.dataset_name} {eval_split}: {len(evaluation)} images")
         print(f"{trainable:,} of {total:,} parameters train ({100 * trainable / total:.2f}%)")
-    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    # On a command line, True means the last checkpoint in output_dir.
+    resume = {"True": True, "False": None}.get(args.resume_from_checkpoint, args.resume_from_checkpoint)
+    trainer.train(resume_from_checkpoint=resume)
     if trainer.is_world_process_zero():
         save_result(model, processor, Path(args.output_dir), model_arguments.save_dtype)
         print(f"the model is in {args.output_dir}")

@@ -265,9 +265,8 @@ class ECCLTrainer(Trainer):
         self._part_count = 0
 
     def _get_train_sampler(self, train_dataset: CaptionPairs | None = None) -> PairSampler:
-        return PairSampler(
-            len(self.train_dataset if train_dataset is None else train_dataset), self.args.data_seed or self.args.seed
-        )
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return PairSampler(len(self.train_dataset if train_dataset is None else train_dataset), seed)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Adam over two groups, LoRA matrices and all else that trains, each with its own rate."""

@@ -143,7 +143,11 @@ def write_benchmark(benchmark: SyntheticBenchmark, output_dir: str | Path, num_w
     partial = output_dir.with_name(output_dir.name + ".partial")
     if partial.exists():
         shutil.rmtree(partial)
-    report = _draw_all(benchmark, partial, num_workers)
+    try:
+        report = _draw_all(benchmark, partial, num_workers)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
     if output_dir.exists():
         output_dir.rmdir()
     partial.rename(output_dir)

@@ -9,7 +9,7 @@ import safetensors.torch
 import torch
 import yaml
 from peft import PeftModel
-from transformers import AutoModel, AutoProcessor, CLIPTokenizer
+from transformers import AutoModel, AutoProcessor, CLIPConfig, CLIPModel, CLIPTokenizer
 
 from eccl.data_eccl import CaptionPairs
 from eccl.dataset_scripts.synthetic import SyntheticBenchmark, write_benchmark
@@ -78,6 +78,18 @@ def test_a_folder_made_by_hand_trains_for_two_steps(make_raw, backbone, tmp_path
     printed = capsys.readouterr().out
     assert "3 persons, 4 images, 8 pairs" in printed and "scored on cuhk_pedes val: 1 images" in printed
     assert (tmp_path / "out" / "adapter" / "adapter_model.safetensors").is_file()
+
+
+def test_it_starts_from_a_clip_of_transformers(backbone, benchmark, tmp_path):
+    tokenizer = CLIPTokenizer.from_pretrained(backbone)
+    special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    text = TINY_SHAPE["text_config"] | {"vocab_size": len(tokenizer)} | special
+    vision = TINY_SHAPE["vision_config"] | {"image_size": 32}
+    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)).save_pretrained(tmp_path / "clip")
+    tokenizer.save_pretrained(tmp_path / "clip")
+    tune(tmp_path / "clip", benchmark, tmp_path / "out", "--image_size 48 16 --max_steps 2")
+    trained = AutoModel.from_pretrained(tmp_path / "out", trust_remote_code=True)
+    assert trained.config.vision_config.image_size == [48, 16] and trained.config.num_prompt_tokens == 4
 
 
 def test_pretraining_leaves_a_plain_model_without_its_heads(backbone):
@@ -192,6 +204,15 @@ def test_a_resumed_run_ends_where_the_whole_run_ends(backbone, benchmark, tmp_pa
     for ours, theirs in ((resumed.model, whole.model), (resumed.objective, whole.objective)):
         for name, value in theirs.state_dict().items():
             assert torch.equal(ours.state_dict()[name], value), name
+
+
+def test_the_command_resumes_from_the_last_checkpoint(backbone, benchmark, tmp_path, capsys):
+    tune(backbone, benchmark, tmp_path / "out", "--max_steps 4 --num_train_epochs 3")
+    state = tmp_path / "out" / "checkpoint-4" / "trainer_state.json"
+    assert json.loads(state.read_text())["global_step"] == 4
+    tune(backbone, benchmark, tmp_path / "out", "--max_steps 8 --resume_from_checkpoint True --save_total_limit 3")
+    history = json.loads((tmp_path / "out" / "checkpoint-8" / "trainer_state.json").read_text())["log_history"]
+    assert [entry["step"] for entry in history if "loss" in entry] == list(range(1, 9))
 
 
 def test_the_published_schedule(golden):
