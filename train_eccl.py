@@ -85,8 +85,12 @@ def parse_arguments(arguments: list[str]) -> tuple[DataArguments, ModelArguments
     return parser.parse_args_into_dataclasses(arguments)
 
 
-def load_splits(data: DataArguments, eval_split: str | None) -> tuple[datasets.Dataset, datasets.Dataset, str]:
+def load_splits(
+    data: DataArguments, eval_split: str | None, evaluated: bool
+) -> tuple[datasets.Dataset, datasets.Dataset | None, str | None]:
     """The training split, the split to evaluate on and its name: `val` by default, `test` where there is no val.
+
+    Without evaluation the last two are `None`.
 
     Raises:
         ValueError: no such benchmark or split.
@@ -96,11 +100,11 @@ def load_splits(data: DataArguments, eval_split: str | None) -> tuple[datasets.D
             f"dataset_name is {data.dataset_name!r}, it must be one of {', '.join(eccl.dataset_scripts.BENCHMARKS)}"
         )
     splits = datasets.load_dataset(data.dataset_name, data_dir=data.data_dir, on_bad_image=data.on_bad_image)
-    eval_split = eval_split or ("val" if "val" in splits else "test")
+    eval_split = (eval_split or ("val" if "val" in splits else "test")) if evaluated else None
     for split in ("train", eval_split):
-        if split not in splits:
+        if split is not None and split not in splits:
             raise ValueError(f"{data.dataset_name} in {data.data_dir} has no {split} split, only {', '.join(splits)}")
-    return splits["train"], splits[eval_split], eval_split
+    return splits["train"], splits[eval_split] if evaluated else None, eval_split
 
 
 def build_model(arguments: ModelArguments, tune: str, train: datasets.Dataset) -> tuple[ECCLModel, ECCLProcessor]:
@@ -163,7 +167,7 @@ def main(arguments: list[str]) -> None:
     data, model_arguments, args = parse_arguments(arguments)
     set_seed(args.seed)
     with args.main_process_first(desc="reading the data set"):
-        train, evaluation, eval_split = load_splits(data, args.eval_split)
+        train, evaluation, eval_split = load_splits(data, args.eval_split, args.eval_strategy != "no")
     model, processor = build_model(model_arguments, args.tune, train)
     attribute_labels, num_attribute_values = None, None
     if args.attribute_weight:
@@ -183,7 +187,8 @@ def main(arguments: list[str]) -> None:
         trainable, total = count_parameters(model)
         sizes = f"{pairs.num_persons} persons, {len(train)} images, {len(pairs)} pairs"
         print(f"training on {data.dataset_name} train: {sizes}")
-        print(f"scored on {data.dataset_name} {eval_split}: {len(evaluation)} images")
+        if evaluation is not None:
+            print(f"scored on {data.dataset_name} {eval_split}: {len(evaluation)} images")
         print(f"{trainable:,} of {total:,} parameters train ({100 * trainable / total:.2f}%)")
     # On a command line, True means the last checkpoint in output_dir.
     resume = {"True": True, "False": None}.get(args.resume_from_checkpoint, args.resume_from_checkpoint)

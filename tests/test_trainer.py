@@ -80,6 +80,18 @@ def test_a_folder_made_by_hand_trains_for_two_steps(make_raw, backbone, tmp_path
     assert (tmp_path / "out" / "adapter" / "adapter_model.safetensors").is_file()
 
 
+def test_a_set_with_a_train_split_alone_trains_without_evaluation(make_raw, backbone, tmp_path, capsys):
+    root, records = make_raw()
+    for record in records:
+        record["split"] = "train"
+    (root / "reid_raw.json").write_text(json.dumps(records))
+    with pytest.raises(ValueError, match="has no test split, only train"):
+        tune(backbone, root, tmp_path / "out", "--max_steps 1")
+    tune(backbone, root, tmp_path / "out", "--max_steps 1 --eval_strategy no --load_best_model_at_end False")
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+    assert "scored on" not in capsys.readouterr().out
+
+
 def test_it_starts_from_a_clip_of_transformers(backbone, benchmark, tmp_path):
     tokenizer = CLIPTokenizer.from_pretrained(backbone)
     special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
