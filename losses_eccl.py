@@ -8,6 +8,9 @@ float32 whatever the dtype of the features, and returned as a float32 scalar.
 import torch
 from torch import nn
 
+# Keeps the logarithm of a true probability of 0 finite, in SDM and CMPM.
+_MATCHING_EPS = 1e-8
+
 
 def cosine_similarity_matrix(text_features: torch.Tensor, image_features: torch.Tensor) -> torch.Tensor:
     """`s_ij = cos(text i, image j)`, in float32: `(texts, dim), (images, dim) -> (texts, images)`."""
@@ -76,6 +79,95 @@ def triplet_alignment_loss(
         return torch.where(has_negative, (margin - positives + hardest).clamp(min=0), 0.0).sum()
 
     return one_direction(similarities) + one_direction(similarities.T)
+
+
+def similarity_distribution_matching_loss(
+    image_features: torch.Tensor,
+    text_features: torch.Tensor,
+    person_ids: torch.Tensor,
+    logit_scale: float | torch.Tensor = 50.0,
+    image_ids: torch.Tensor | None = None,
+    image_id_factor: float = 0.3,
+) -> torch.Tensor:
+    """SDM: the divergence of predicted from true matching (IRRA, CVPR 2023, section 3.3).
+
+    For each text, `KL(p || q) = sum_j p_j (log p_j - log(q_j + 1e-8))`, `p` being the softmax of `logit_scale * s_ij`
+    over the images and `q` the share of each image among those of the same person; the same for each image over the
+    texts.
+
+    Args:
+        image_features, text_features: `(batch, dim)`.
+        person_ids: `(batch,)`.
+        logit_scale: factor on the cosines; a number, or a scalar tensor to be learned.
+        image_ids: `(batch,)`: with them, another image of the same person counts `image_id_factor` in place of 1. `q`
+            then divides each entry by the weights of its column, as the published code does.
+        image_id_factor: 0 to 1.
+
+    Returns:
+        The mean over the batch, summed over both directions.
+    """
+    _check_batch(image_features, text_features, person_ids)
+    weights = (person_ids[:, None] == person_ids[None, :]).float()
+    if image_ids is not None:
+        _check_batch(image_features, text_features, image_ids)
+        weights = weights.lerp((image_ids[:, None] == image_ids[None, :]).float(), 1 - image_id_factor)
+    logits = cosine_similarity_matrix(text_features, image_features) * logit_scale
+    true = weights / weights.sum(dim=1)
+    return _divergence(logits, true) + _divergence(logits.T, true)
+
+
+def cross_modal_projection_matching_loss(
+    image_features: torch.Tensor, text_features: torch.Tensor, person_ids: torch.Tensor
+) -> torch.Tensor:
+    """CMPM: as SDM, on the projection of each feature on the unit features of the other modality (ECCV 2018, sec. 3.2).
+
+    `sum_j p_j (log p_j - log(q_j + 1e-8))`, `p` being the softmax of the scalar projections `x_i . y_j / |y_j|`. The
+    published code divides the matches by their Euclidean norm, so that `q` adds up to more than 1 where a person
+    occurs more than once, and the loss can be negative.
+
+    Args:
+        image_features, text_features: `(batch, dim)`, unnormalised: their length is the sharpness of `p`.
+        person_ids: `(batch,)`.
+
+    Returns:
+        The mean over the batch, summed over both directions.
+    """
+    _check_batch(image_features, text_features, person_ids)
+    same = (person_ids[:, None] == person_ids[None, :]).float()
+    true = same / same.norm(dim=1)
+    with torch.autocast(text_features.device.type, enabled=False):
+        image_on_text = image_features.float() @ unit_rows(text_features).T
+        text_on_image = text_features.float() @ unit_rows(image_features).T
+    return _divergence(image_on_text, true) + _divergence(text_on_image, true)
+
+
+def _divergence(logits: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
+    """The mean over rows of `sum p (log p - log(true + eps))`, `p` the softmax of the row."""
+    log_predicted = logits.log_softmax(dim=1)
+    return (log_predicted.exp() * (log_predicted - (true + _MATCHING_EPS).log())).sum(dim=1).mean()
+
+
+def identity_classification_loss(
+    image_logits: torch.Tensor, text_logits: torch.Tensor, labels: torch.Tensor
+) -> torch.Tensor:
+    """Cross entropy of both modalities' features under one classifier of persons (the ID loss of IRRA, CVPR 2023).
+
+    Args:
+        image_logits, text_logits: `(batch, persons)`.
+        labels: `(batch,)`, `0 .. persons - 1`.
+
+    Returns:
+        The mean over the batch, halved over the two modalities.
+
+    Raises:
+        ValueError: shapes that do not agree.
+    """
+    if image_logits.shape != text_logits.shape or len(labels) != len(image_logits):
+        raise ValueError(
+            f"image_logits are {tuple(image_logits.shape)}, text_logits {tuple(text_logits.shape)} and there are "
+            f"{len(labels)} labels: each pair needs a row in both and one label"
+        )
+    return sum(nn.functional.cross_entropy(logits.float(), labels) for logits in (image_logits, text_logits)) / 2
 
 
 def image_text_contrastive_loss(
