@@ -1,5 +1,9 @@
 """ECCL's processor: images to person-shaped pixels, captions to token ids."""
 
+import html
+import re
+import unicodedata
+
 import numpy as np
 from PIL import Image
 from transformers import CLIPImageProcessorPil, CLIPTokenizer, PreTrainedTokenizerBase, ProcessorMixin
@@ -7,6 +11,40 @@ from transformers.image_utils import PILImageResampling
 from transformers.processing_utils import ProcessingKwargs
 
 from .configuration_eccl import ECCLConfig
+
+# What CLIP's own clean-up writes plainly: curly quotes, typographic ligatures and full-width forms; controls go.
+_PLAIN_CHARACTERS = (
+    {code: None for code in (*range(9), 11, *range(14, 32), 127, 0xFEFF)}
+    | dict.fromkeys((0x02BC, *range(0x2018, 0x201C)), "'")
+    | dict.fromkeys(range(0x201C, 0x2020), '"')
+    | {code: unicodedata.normalize("NFKC", chr(code)) for code in (0x3000, *range(0xFB00, 0xFB07))}
+    | {code: unicodedata.normalize("NFKC", chr(code)) for code in (*range(0xFF01, 0xFFA0), *range(0xFFE0, 0xFFEF))}
+)
+_NOT_ASCII = re.compile(r"[^\x00-\x7f]{2,}")
+
+
+def clean_caption(caption: str) -> str:
+    """The text clean-up of CLIP's own tokenizer, which transformers' leaves out; its tokens then are the original's.
+
+    UTF-8 that was read as Windows-1252 is repaired, HTML entities are resolved (twice, for `&amp;quot;`), quotes made
+    straight, ligatures and full-width letters plain, control characters dropped, and all is lower case. Whitespace is
+    the tokenizer's to collapse.
+    """
+    caption = _NOT_ASCII.sub(_repair_encoding, caption)
+    return html.unescape(html.unescape(caption)).translate(_PLAIN_CHARACTERS).lower()
+
+
+def _repair_encoding(match: re.Match) -> str:
+    """`â€™` is the three bytes of an apostrophe, read one by one: well-formed UTF-8 does not come about by chance."""
+    try:
+        return b"".join(map(_windows_1252, match[0])).decode("utf-8")
+    except UnicodeError:
+        return match[0]
+
+
+def _windows_1252(character: str) -> bytes:
+    # Windows-1252 leaves five bytes undefined; decoders pass them through.
+    return character.encode("latin-1" if "\x80" <= character <= "\x9f" else "cp1252")
 
 
 class ECCLImageProcessor(CLIPImageProcessorPil):
@@ -83,7 +121,8 @@ class ECCLProcessor(ProcessorMixin):
 
         Args:
             images: a PIL image, array or tensor, or a list of them.
-            text: a caption or a list of captions; cut to `max_text_length` tokens, the end-of-text token kept last.
+            text: a caption or a list of captions; cleaned by [`clean_caption`] and cut to `max_text_length` tokens, the
+                end-of-text token kept last.
             **kwargs: as any processor of transformers takes them, `return_tensors="pt"` above all.
 
         Returns:
@@ -91,8 +130,9 @@ class ECCLProcessor(ProcessorMixin):
             `(captions, longest)`.
         """
         if text is not None:
+            text = clean_caption(text) if isinstance(text, str) else [clean_caption(caption) for caption in text]
             kwargs.setdefault("max_length", self.max_text_length)
         return super().__call__(images=images, text=text, **kwargs)
 
 
-__all__ = ["ECCLImageProcessor", "ECCLProcessor"]
+__all__ = ["ECCLImageProcessor", "ECCLProcessor", "clean_caption"]

@@ -1,6 +1,11 @@
 """What several test modules need."""
 
+import gzip
+from functools import cache
 from pathlib import Path
+
+from transformers import CLIPTokenizer
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from eccl.configuration_eccl import ECCLConfig
 
@@ -34,3 +39,14 @@ def tiny_config(**changes) -> ECCLConfig:
         "prompt_depth": 2,
     }
     return ECCLConfig(**(values | changes))
+
+
+@cache
+def clip_tokenizer() -> CLIPTokenizer:
+    """CLIP's tokenizer, from the vocabulary file of its published code."""
+    lines = gzip.decompress((GOLDENS / "bpe_simple_vocab_16e6.txt.gz").read_bytes()).decode("utf-8").split("\n")
+    merges = [tuple(line.split()) for line in lines[1 : 49152 - 256 - 2 + 1]]
+    letters = list(bytes_to_unicode().values())
+    words = letters + [f"{letter}</w>" for letter in letters] + ["".join(merge) for merge in merges]
+    vocabulary = {word: index for index, word in enumerate([*words, "<|startoftext|>", "<|endoftext|>"])}
+    return CLIPTokenizer(vocab=vocabulary, merges=merges)

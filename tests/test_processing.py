@@ -1,13 +1,14 @@
-import numpy as np
+import html
+import re
+
+import ftfy
 import pytest
 import torch
 from PIL import Image
 from transformers import CLIPTokenizer
 
-from eccl.processing_eccl import ECCLImageProcessor, ECCLProcessor
-from helpers import tiny_config
-
-MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+from eccl.processing_eccl import ECCLImageProcessor, ECCLProcessor, clean_caption
+from helpers import clip_tokenizer, tiny_config
 
 
 @pytest.fixture(scope="module")
@@ -19,19 +20,6 @@ def tokenizer():
 @pytest.fixture
 def processor(tokenizer):
     return ECCLProcessor(ECCLImageProcessor(), tokenizer)
-
-
-@pytest.mark.parametrize("size", [(128, 384), (37, 91), (500, 333)])
-@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA"])
-def test_pixels_are_a_pillow_bilinear_resize_normalised(processor, size, mode):
-    channels = {"RGB": 3, "L": 1, "RGBA": 4}[mode]
-    noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0], channels), dtype=np.uint8)
-    image = Image.fromarray(noise.squeeze(), mode)
-    pixels = processor(images=image, return_tensors="pt")["pixel_values"]
-    resized = np.asarray(image.convert("RGB").resize((128, 384), Image.Resampling.BILINEAR), dtype=np.float64)
-    expected = ((resized / 255 - MEAN) / STD).transpose(2, 0, 1)
-    assert pixels.shape == (1, 3, 384, 128)
-    np.testing.assert_allclose(pixels[0].numpy(), expected, atol=1e-6)
 
 
 def test_captions_are_cut_with_the_end_kept_and_padded_no_further_than_needed(processor, tokenizer):
@@ -66,3 +54,46 @@ def test_for_model_takes_the_models_sizes_and_refuses_another_vocabulary(tokeniz
         ECCLProcessor.for_model(tiny_config(), tokenizer)
     with pytest.raises(ValueError, match=r"ends a text with token \d+, the model looks for 59"):
         ECCLProcessor.for_model(tiny_config(text_config=text | {"vocab_size": len(tokenizer)}), tokenizer)
+
+
+@pytest.mark.parametrize(
+    "caption",
+    [
+        "a man &amp; a woman",
+        "a &quot;NY&quot; shirt &lt;red&gt;",
+        "&amp;quot;NY&amp;quot; and &#39;it&#39;s&nbsp;hers",
+        "she’s in “red” and ‘blue’",
+        "A womanâ€™s bag",
+        "â€œNikeâ€\x9d shoes, cafÃ© and naÃ¯ve",
+        "â€œ red â€™ and “blue”",
+        "Ｆｕｌｌ width　text",
+        "ﬁne ﬂat oﬀ",
+        "no\x00 controls\x07",
+        "\ufeffa mark",
+        "white\u00a0space\u2003of \t all\u2028kinds",
+        "é É À portée, e\u0301",
+        "dots… and—dashes, 3½ ™",
+        "ΣΑΣ",
+        "don`t, it'S, SHE'LL, 1st 22",
+        "日本 の",
+        "a_b ÷ ½ “",
+        "",
+    ],
+)
+def test_token_ids_equal_those_of_clips_own_clean_up(caption):
+    """CLIP's published tokenizer runs ftfy, resolves entities twice, collapses whitespace and lowers."""
+    original = html.unescape(html.unescape(ftfy.fix_text(caption)))
+    original = re.sub(r"\s+", " ", original).strip().lower()
+    processor = ECCLProcessor(ECCLImageProcessor(), clip_tokenizer())
+    assert processor(text=caption)["input_ids"] == clip_tokenizer()(original)["input_ids"]
+    ids = processor(text=[caption, "x"])["input_ids"][0]
+    assert ids[: len(processor(text=caption)["input_ids"])] == processor(text=caption)["input_ids"]
+
+
+def test_clean_text_stays_as_it_is():
+    for caption in (
+        "a man's 3/4-length trousers",
+        "une écharpe grise",
+        "a naïve “x”".replace("“", '"').replace("”", '"'),
+    ):
+        assert clean_caption(caption) == caption
