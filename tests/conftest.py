@@ -8,10 +8,9 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
 
 from eccl.modeling_eccl import ECCLModel
-from helpers import GOLDENS, tiny_config
+from helpers import tiny_config
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -20,21 +19,6 @@ def _private_caches(tmp_path_factory):
     import datasets
 
     datasets.config.HF_DATASETS_CACHE = str(tmp_path_factory.mktemp("datasets"))
-
-
-@pytest.fixture(scope="session")
-def golden() -> dict:
-    return json.loads((GOLDENS / "golden.json").read_text())
-
-
-@pytest.fixture(scope="session")
-def loss_goldens() -> dict[str, torch.Tensor]:
-    return load_file(GOLDENS / "losses.safetensors")
-
-
-@pytest.fixture(scope="session")
-def train_goldens() -> dict[str, torch.Tensor]:
-    return load_file(GOLDENS / "train.safetensors")
 
 
 @pytest.fixture

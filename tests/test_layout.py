@@ -16,7 +16,10 @@ ALLOWED = {
     "losses_eccl": {"torch"},
     "memory_eccl": {"torch", ".losses_eccl"},
     "lora_eccl": {"peft", ".modeling_eccl"},
-    "convert_eccl": {"torch", ".modeling_eccl", ".configuration_eccl"},
+    "convert_eccl": {
+        *{"torch", "transformers", "huggingface_hub", "peft"},
+        *{".configuration_eccl", ".lora_eccl", ".modeling_eccl", ".processing_eccl"},
+    },
 }
 
 

@@ -3,14 +3,9 @@ import torch
 from transformers import CLIPConfig, CLIPModel
 
 from eccl.configuration_eccl import ECCLConfig
-from eccl.convert_eccl import convert_checkpoint
 from eccl.lora_eccl import attach_lora, count_parameters
 from eccl.modeling_eccl import ECCLModel, resize_position_grid
-from helpers import GOLDENS, tiny_config
-
-
-def relative_error(ours, reference):
-    return ((ours - reference).abs().max() / reference.abs().max()).item()
+from helpers import tiny_config
 
 
 @pytest.fixture(scope="module")
@@ -37,17 +32,6 @@ def small_clip():
         projection_dim=24,
     )
     return CLIPModel(config).eval()
-
-
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_features_before_training_equal_the_published_code(train_goldens, attention):
-    model = convert_checkpoint(GOLDENS / "eccl_start.pth", image_size=(96, 32))
-    model.set_attn_implementation(attention)
-    with torch.no_grad():
-        images = model.get_image_features(train_goldens["images"])
-        texts = model.get_text_features(train_goldens["input_ids"])
-    assert relative_error(images, train_goldens["clip_init.image_features"]) < 1e-5
-    assert relative_error(texts, train_goldens["clip_init.text_features"]) < 1e-5
 
 
 def test_without_prompts_on_a_square_it_is_transformers_clip(small_clip, tiny_batch):

@@ -3,10 +3,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.numpy import load_file
 
 from eccl.eval.person_retrieval.person_retrieval import retrieval_metrics
-from helpers import GOLDENS, ROOT
+from helpers import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -28,24 +27,6 @@ def brute_force(similarities, query_ids, gallery_ids, ks):
     count = len(query_ids)
     figures = {f"rank{k}": 100 * hits[k] / count for k in ks}
     return figures | {"mAP": 100 * sum(precisions) / count, "mINP": 100 * sum(penalties) / count}
-
-
-@pytest.mark.parametrize("case", ["0", "1", "2"])
-@pytest.mark.parametrize("direction", ["t2i", "i2t"])
-def test_figures_equal_the_published_code(metric, golden, case, direction):
-    values = load_file(GOLDENS / "metrics.safetensors")
-    query, gallery = ("query", "gallery") if direction == "t2i" else ("gallery", "query")
-    query_ids = values[f"{case}.{query}_pids"]
-    # The published code leaves out queries whose person the gallery lacks (case 2, image to text); here they are an
-    # error, so the caller drops them.
-    answerable = np.isin(query_ids, values[f"{case}.{gallery}_pids"])
-    figures = metric.compute(
-        predictions=values[f"{case}.{query}_embeds"][answerable],
-        references=query_ids[answerable],
-        gallery_embeds=values[f"{case}.{gallery}_embeds"],
-        gallery_person_ids=values[f"{case}.{gallery}_pids"],
-    )
-    assert figures == pytest.approx(golden["metrics"][f"{case}.{direction}"], abs=1e-4)
 
 
 @settings(deadline=None, max_examples=150)

@@ -16,7 +16,7 @@ from eccl.dataset_scripts.synthetic import SyntheticBenchmark, write_benchmark
 from eccl.lora_eccl import attach_lora, load_adapter
 from eccl.modeling_eccl import ECCLModel
 from eccl.processing_eccl import ECCLProcessor
-from eccl.trainer_eccl import OBJECTIVE_FILE, ECCLTrainer, ECCLTrainingArguments, epoch_factor
+from eccl.trainer_eccl import OBJECTIVE_FILE, ECCLTrainer, ECCLTrainingArguments
 from helpers import ROOT
 
 sys.path.insert(0, str(ROOT))
@@ -225,12 +225,6 @@ def test_the_command_resumes_from_the_last_checkpoint(backbone, benchmark, tmp_p
     tune(backbone, benchmark, tmp_path / "out", "--max_steps 8 --resume_from_checkpoint True --save_total_limit 3")
     history = json.loads((tmp_path / "out" / "checkpoint-8" / "trainer_state.json").read_text())["log_history"]
     assert [entry["step"] for entry in history if "loss" in entry] == list(range(1, 9))
-
-
-def test_the_published_schedule(golden):
-    for epoch, (prompt_rate, lora_rate) in enumerate(golden["schedule_60_epochs"]):
-        assert 1e-3 * epoch_factor(epoch, 60) == pytest.approx(prompt_rate, rel=1e-12)
-        assert 1e-4 * epoch_factor(epoch, 60) == pytest.approx(lora_rate, rel=1e-12)
 
 
 def test_flags_override_the_recipe_and_unknown_keys_are_named(tmp_path):

@@ -1,0 +1,62 @@
+import json
+import shutil
+
+import fidelity
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from helpers import GOLDENS, ROOT
+
+
+@pytest.fixture(scope="module")
+def rows():
+    goldens = fidelity.Goldens()
+    return {check: list(check(goldens)) for check in fidelity.CHECKS}
+
+
+@pytest.mark.parametrize("check", fidelity.CHECKS, ids=lambda check: check.__name__)
+def test_it_agrees_with_the_published_code(check, rows):
+    assert rows[check]
+    assert [row for row in rows[check] if not row.difference <= row.tolerance] == []
+
+
+def is_reference(name):
+    """Whether a tensor of the goldens is a result, not an input."""
+    results = ("grad0.", "loss_log", "lr_log", "memory_", "clip_init.", "irra_init.", "trained.")
+    return name.startswith(results) or name.endswith((".loss", ".rows_after")) or ".grad_" in name
+
+
+def test_a_disagreement_is_seen(tmp_path):
+    """Each reference moved by a thousandth must put its row outside."""
+    folder = tmp_path / "goldens"
+    shutil.copytree(GOLDENS, folder)
+    for name in ("train", "losses"):
+        tensors = load_file(folder / f"{name}.safetensors")
+        moved = {key: value * 1.001 if is_reference(key) else value for key, value in tensors.items()}
+        save_file(moved, folder / f"{name}.safetensors")
+    settings = json.loads((folder / "golden.json").read_text())
+    settings["schedule_60_epochs"][30][0] *= 1.001
+    settings["metrics"]["1.t2i"]["mAP"] *= 1.001
+    settings["metrics"]["2.i2t"]["mINP"] *= 1.001
+    (folder / "golden.json").write_text(json.dumps(settings))
+    tokens = json.loads((folder / "tokenizer.json").read_text())
+    tokens["ids"][3][2] += 1
+    (folder / "tokenizer.json").write_text(json.dumps(tokens))
+    moved = fidelity.Goldens(folder)
+    for check in fidelity.CHECKS:
+        for row in check(moved):
+            # These compare with no reference of the folder, or with a zero.
+            same = row.quantity in ("weights without LoRA", "gradients of step 0, LoRA A") or "pixels" in row.quantity
+            assert same or row.difference > row.tolerance, row
+
+
+def test_nan_is_a_difference():
+    assert fidelity.relative_difference(torch.tensor([1.0, float("nan")]), torch.ones(2)) == float("inf")
+
+
+def test_the_documented_table_has_the_rows_that_are_printed(rows):
+    table = (ROOT / "docs" / "fidelity.md").read_text().splitlines()
+    documented = [tuple(cell.strip() for cell in line.split("|")[1:3]) for line in table if line.startswith("| ")]
+    printed = [(row.quantity, row.compared_on) for check in fidelity.CHECKS for row in rows[check]]
+    assert documented[1:] == printed
