@@ -13,7 +13,7 @@ DEMO := demo
 BACKBONE := assets/synthetic-backbone
 SENTENCE := A woman in a red coat and blue jeans with a black backpack
 
-.PHONY: demo test test-slow fidelity lint format clean pretrain
+.PHONY: demo test test-slow fidelity bench-data lint format clean pretrain
 
 $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	@echo "installing into $(VENV) (once)"
@@ -25,10 +25,10 @@ $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 demo: $(VENV)/.installed
 	@rm -rf $(DEMO)/model
 	$(BIN)/python -m eccl.dataset_scripts.synthetic --layout cuhk_pedes --domain target --seed 0 --output_dir $(DEMO)/data
-	$(BIN)/python -m eccl.eval.evaluate_eccl --model $(BACKBONE) --dataset cuhk_pedes --data_dir $(DEMO)/data --output_dir $(DEMO)/before
+	$(BIN)/python -m eccl.eval.evaluate_eccl --model $(BACKBONE) --dataset synthetic_pedes --data_dir $(DEMO)/data --output_dir $(DEMO)/before
 	$(BIN)/accelerate launch $(LAUNCH) --num_cpu_threads_per_process $(CORES) train_eccl.py recipes/demo.yaml --init_from $(BACKBONE) --data_dir $(DEMO)/data --output_dir $(DEMO)/model
 	$(BIN)/python -m eccl.gallery_eccl --model $(DEMO)/model --images $(DEMO)/data/imgs --query "$(SENTENCE)" --output $(DEMO)/search.png
-	$(BIN)/python -m eccl.eval.evaluate_eccl --model $(DEMO)/model --dataset cuhk_pedes --data_dir $(DEMO)/data --before $(DEMO)/before/results.json --output_dir $(DEMO)
+	$(BIN)/python -m eccl.eval.evaluate_eccl --model $(DEMO)/model --dataset synthetic_pedes --data_dir $(DEMO)/data --before $(DEMO)/before/results.json --output_dir $(DEMO)
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest -q -m "not slow"
@@ -48,11 +48,16 @@ format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# Loading and feeding at CUHK-PEDES' size; drawing the set takes four minutes, once.
+bench-data: $(VENV)/.installed
+	$(BIN)/python -m eccl.dataset_scripts.synthetic --size cuhk --output_dir $(DEMO)/cuhk-size
+	$(BIN)/python -m eccl.eval.benchmark_data --dataset cuhk_pedes --data_dir $(DEMO)/cuhk-size
+
 # Makes assets/ anew: half an hour or more on two cores.
 pretrain: $(VENV)/.installed
 	$(BIN)/python -m eccl.dataset_scripts.synthetic --layout cuhk_pedes --domain source --seed 1 --train_ids 6000 --val_ids 200 --test_ids 200 --output_dir $(DEMO)/source
 	$(BIN)/accelerate launch $(LAUNCH) --num_cpu_threads_per_process $(CORES) train_eccl.py recipes/pretrain_synthetic.yaml --data_dir $(DEMO)/source --output_dir $(DEMO)/backbone
-	$(BIN)/python -m eccl.eval.evaluate_eccl --model $(DEMO)/backbone --dataset cuhk_pedes --data_dir $(DEMO)/source --output_dir $(DEMO)/backbone-results
+	$(BIN)/python -m eccl.eval.evaluate_eccl --model $(DEMO)/backbone --dataset synthetic_pedes --data_dir $(DEMO)/source --output_dir $(DEMO)/backbone-results
 
 clean:
 	rm -rf $(VENV) $(DEMO) build *.egg-info .pytest_cache .ruff_cache .hypothesis

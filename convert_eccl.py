@@ -18,6 +18,7 @@ from peft import PeftModel
 from transformers import CLIPTokenizer
 
 from .configuration_eccl import ECCLConfig
+from .data_eccl import clip_tokenizer
 from .lora_eccl import attach_lora
 from .modeling_eccl import ECCLModel, resize_position_grid
 from .processing_eccl import ECCLImageProcessor, ECCLProcessor
@@ -68,6 +69,7 @@ _PEFT_LAYER = re.compile(r"base_model\.model\.(vision|text)_model\.encoder\.laye
 # Beside the backbone: the heads of IRRA and its descendants, and three numbers in CLIP's own files.
 _IRRA_HEADS = ("classifier.", "mlm_head.", "cross_", "ln_pre_t.", "ln_pre_i.", "ln_post.")
 _CLIP_NUMBERS = ("input_resolution", "context_length", "vocab_size")
+_CLIP_VOCAB_SIZE = 49408
 _DEFAULT_LOGIT_SCALE = 2.6592
 
 
@@ -391,7 +393,7 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m eccl.convert_eccl", description=__doc__.split("\n")[0])
     parser.add_argument("--checkpoint", required=True, help="A .pth or .pt file of the original code.")
     parser.add_argument("--output_dir", required=True, help="A new or empty folder.")
-    parser.add_argument("--tokenizer", help="Hub id or folder of CLIP's tokenizer, openai/clip-vit-base-patch16.")
+    parser.add_argument("--tokenizer", help="Hub id or folder of a CLIP tokenizer; by default CLIP's own.")
     parser.add_argument("--image_size", type=int, nargs=2, default=(384, 128), metavar=("HEIGHT", "WIDTH"))
     parser.add_argument(
         "--num_prompt_tokens",
@@ -414,8 +416,8 @@ def main(arguments: list[str]) -> None:
         sys.exit(f"error: {error}")
     _save_whole(output_dir, model, processor)
     print(f"{output_dir}: {sum(tensor.numel() for tensor in model.parameters()):,} parameters")
-    if values.tokenizer is None:
-        print("without --tokenizer it has no tokenizer: AutoModel loads it, AutoProcessor does not")
+    if not isinstance(processor, ECCLProcessor):
+        print("no --tokenizer, and its vocabulary is not CLIP's: AutoModel loads it, AutoProcessor does not")
     if values.push_to_hub:
         api = HfApi()
         name = api.create_repo(values.push_to_hub, exist_ok=True).repo_id
@@ -425,6 +427,8 @@ def main(arguments: list[str]) -> None:
 def _make_processor(config: ECCLConfig, tokenizer: str | None) -> ECCLProcessor | ECCLImageProcessor:
     if tokenizer is not None:
         return ECCLProcessor.for_model(config, CLIPTokenizer.from_pretrained(tokenizer))
+    if config.text_config.vocab_size == _CLIP_VOCAB_SIZE:
+        return ECCLProcessor.for_model(config, clip_tokenizer())
     height, width = config.vision_config.image_size
     return ECCLImageProcessor(size={"height": height, "width": width})
 

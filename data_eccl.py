@@ -1,7 +1,9 @@
 """From rows of a benchmark to batches: caption pairs, augmentation, the collator, the sampler, and plain encoding."""
 
 import random
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import datasets
@@ -11,6 +13,7 @@ from PIL import Image, ImageOps
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm.auto import tqdm
+from transformers import CLIPTokenizer
 
 from .processing_eccl import ECCLProcessor
 
@@ -21,6 +24,13 @@ _ERASE_PROBABILITY = 0.5
 _ERASE_AREA = (0.02, 0.4)
 _ERASE_RATIO = (0.3, 3.3)
 _DROP_WORD_PROBABILITY = 0.1
+
+_CLIP_TOKENIZER = Path(__file__).parent / "assets" / "clip-tokenizer"
+
+
+def clip_tokenizer() -> CLIPTokenizer:
+    """CLIP's own tokenizer, which ships with this package."""
+    return CLIPTokenizer.from_pretrained(_CLIP_TOKENIZER)
 
 
 def augment_image(image: Image.Image, height: int, width: int, rng: random.Random) -> Image.Image:
@@ -77,8 +87,8 @@ def drop_words(caption: str, rng: random.Random) -> str:
 class CaptionPairs(Dataset):
     """The (image, caption) pairs of a split: an image appears once for each of its captions, and is stored once.
 
-    An item is drawn by `epoch * len(self) + pair`, as [`PairSampler`] does, so that its augmentation depends on the
-    seed, the epoch and the pair alone: not on which worker, process or resumed run makes it.
+    An item is drawn by `draw * len(self) + pair`, `draw` being the epoch for [`PairSampler`], so that its augmentation
+    depends on the seed, the draw and the pair alone: not on which worker, process or resumed run makes it.
 
     Args:
         rows: a split of one of the builders.
@@ -114,14 +124,14 @@ class CaptionPairs(Dataset):
         return len(self.row_of_pair)
 
     def __getitem__(self, index: int) -> dict:
-        epoch, pair = divmod(int(index), len(self))
+        draw, pair = divmod(int(index), len(self))
         row, caption_index = int(self.row_of_pair[pair]), int(self.caption_of_pair[pair])
         record = self.rows[row]
         caption = record["captions"][caption_index]
         item = {"row": row, "person_label": int(self.person_labels[row]), "file_path": record["file_path"]}
         image_processor = self.processor.image_processor
         if self.augment:
-            rng = random.Random(f"{self.seed}/{epoch}/{pair}")
+            rng = random.Random(f"{self.seed}/{draw}/{pair}")
             size = image_processor.size
             image = augment_image(record["image"], size["height"], size["width"], rng)
             pixels = image_processor(image, do_resize=False, return_tensors="pt")["pixel_values"][0]
@@ -178,6 +188,75 @@ class PairSampler(Sampler[int]):
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
         order = torch.randperm(self.num_pairs, generator=generator)
         return iter((order + self.epoch * self.num_pairs).tolist())
+
+
+class IdentitySampler(Sampler[int]):
+    """Batches of N persons with K pairs each, drawn by seed and epoch alone: the same on every rank and after a resume.
+
+    Every person comes up equally often, all of them before one comes again, and no batch has a person twice. A person
+    goes through its own pairs in a random order before one is repeated; one with fewer than K pairs repeats them within
+    the batch, differently augmented. Indices are those of [`CaptionPairs`].
+
+    Args:
+        person_labels: `(pairs,)`: the person of each pair, labels `0 .. persons - 1`.
+        persons_per_batch: N, of the batch over all processes; no more than there are persons.
+        pairs_per_person: K.
+        seed: of the order.
+
+    Raises:
+        ValueError: N or K out of range.
+    """
+
+    def __init__(self, person_labels: torch.Tensor, persons_per_batch: int, pairs_per_person: int, seed: int = 0):
+        counts = torch.bincount(person_labels)
+        if not 1 <= persons_per_batch <= len(counts):
+            raise ValueError(
+                f"persons_per_batch is {persons_per_batch}, it must be between 1 and the {len(counts)} persons"
+            )
+        if pairs_per_person < 1:
+            raise ValueError(f"pairs_per_person is {pairs_per_person}, it must be at least 1")
+        self.persons_per_batch, self.pairs_per_person, self.seed, self.epoch = (
+            persons_per_batch,
+            pairs_per_person,
+            seed,
+            0,
+        )
+        self.pairs_of_person = person_labels.argsort(stable=True).split(counts.tolist())
+        self.num_pairs = len(person_labels)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        """As many whole batches as it takes to draw no fewer items than there are pairs."""
+        batch_size = self.persons_per_batch * self.pairs_per_person
+        return -(-self.num_pairs // batch_size) * batch_size
+
+    def __iter__(self) -> Iterator[int]:
+        rng = random.Random(f"{self.seed}/{self.epoch}")
+        waiting: list[int] = []
+        stacks: list[list[int]] = [[] for _ in self.pairs_of_person]
+        times_drawn = [0] * self.num_pairs
+        for _ in range(len(self) // (self.persons_per_batch * self.pairs_per_person)):
+            batch: list[int] = []
+            while len(batch) < self.persons_per_batch:
+                if not waiting:
+                    waiting = rng.sample(range(len(stacks)), len(stacks))
+                    # Who is in this batch already waits longest: persons are taken from the end.
+                    waiting.sort(key=lambda person: person not in batch)
+                batch.append(waiting.pop())
+            for person in batch:
+                stack, own = stacks[person], self.pairs_of_person[person].tolist()
+                in_batch: Counter[int] = Counter()
+                for _ in range(self.pairs_per_person):
+                    if not stack:
+                        # What this batch has already comes last.
+                        stack.extend(sorted(rng.sample(own, len(own)), key=lambda pair: -in_batch[pair]))
+                    pair = stack.pop()
+                    # Each draw of a pair, in this epoch or another, is augmented by chance of its own.
+                    yield (self.epoch * len(self) + times_drawn[pair]) * self.num_pairs + pair
+                    times_drawn[pair] += 1
+                    in_batch[pair] += 1
 
 
 class _EvaluationImages(Dataset):

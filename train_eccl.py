@@ -15,6 +15,7 @@ from transformers import CLIPTokenizer, HfArgumentParser, set_seed
 import eccl.dataset_scripts
 from eccl.configuration_eccl import ECCLConfig
 from eccl.data_eccl import CaptionPairs
+from eccl.dataset_scripts.base import canonical_split
 from eccl.dataset_scripts.synthetic import LABELS_FILE
 from eccl.lora_eccl import attach_lora, count_parameters, merge_lora
 from eccl.modeling_eccl import ECCLModel
@@ -100,7 +101,7 @@ def load_splits(
             f"dataset_name is {data.dataset_name!r}, it must be one of {', '.join(eccl.dataset_scripts.BENCHMARKS)}"
         )
     splits = datasets.load_dataset(data.dataset_name, data_dir=data.data_dir, on_bad_image=data.on_bad_image)
-    eval_split = (eval_split or ("val" if "val" in splits else "test")) if evaluated else None
+    eval_split = (canonical_split(eval_split) or ("val" if "val" in splits else "test")) if evaluated else None
     for split in ("train", eval_split):
         if split is not None and split not in splits:
             raise ValueError(f"{data.dataset_name} in {data.data_dir} has no {split} split, only {', '.join(splits)}")

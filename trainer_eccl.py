@@ -12,7 +12,7 @@ from torch import nn
 from torch.distributed.nn.functional import all_gather
 from transformers import Trainer, TrainingArguments
 
-from .data_eccl import CaptionPairs, PairCollator, PairSampler, SplitEmbeddings, embed_split
+from .data_eccl import CaptionPairs, IdentitySampler, PairCollator, PairSampler, SplitEmbeddings, embed_split
 from .eval.person_retrieval.person_retrieval import score_embeddings
 from .losses_eccl import attribute_classification_loss, image_text_contrastive_loss, triplet_alignment_loss
 from .memory_eccl import CrossModalMemory
@@ -46,6 +46,15 @@ class ECCLTrainingArguments(TrainingArguments):
     tune: str = field(default="lora", metadata={"help": "lora: prompts and LoRA; full: every parameter."})
     lora_rank: int = field(default=4, metadata={"help": "Rank of the updates."})
     lora_alpha: int = field(default=4, metadata={"help": "The updates are scaled by alpha / rank."})
+    sampler: str = field(
+        default="random",
+        metadata={
+            "help": "random: every pair once an epoch; identity: pairs_per_person pairs of each person of a batch."
+        },
+    )
+    pairs_per_person: int = field(
+        default=2, metadata={"help": "With --sampler identity; divides the batch of all processes."}
+    )
     augment: bool = field(default=True, metadata={"help": "The published augmentation of images and captions."})
     eval_split: str | None = field(default=None, metadata={"help": "val by default, test where there is no val."})
 
@@ -76,6 +85,14 @@ class ECCLTrainingArguments(TrainingArguments):
         super().__post_init__()
         if self.tune not in ("lora", "full"):
             raise ValueError(f"tune is {self.tune!r}, it must be lora or full")
+        if self.sampler not in ("random", "identity"):
+            raise ValueError(f"sampler is {self.sampler!r}, it must be random or identity")
+        global_batch = self.train_batch_size * self.world_size
+        if self.sampler == "identity" and (self.pairs_per_person < 1 or global_batch % self.pairs_per_person):
+            raise ValueError(
+                f"pairs_per_person is {self.pairs_per_person}, it must divide the {global_batch} pairs of a batch "
+                "(per_device_train_batch_size times processes)"
+            )
         weights = ("tal", "identity_memory", "instance_memory", "contrastive", "attribute")
         for name in weights:
             if getattr(self, f"{name}_weight") < 0:
@@ -264,9 +281,16 @@ class ECCLTrainer(Trainer):
         self._part_sums: dict[str, torch.Tensor] = {}
         self._part_count = 0
 
-    def _get_train_sampler(self, train_dataset: CaptionPairs | None = None) -> PairSampler:
+    def _get_train_sampler(self, train_dataset: CaptionPairs | None = None) -> PairSampler | IdentitySampler:
+        pairs = self.train_dataset if train_dataset is None else train_dataset
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        return PairSampler(len(self.train_dataset if train_dataset is None else train_dataset), seed)
+        if self.args.sampler == "random":
+            return PairSampler(len(pairs), seed)
+        # Batch i goes to process i modulo their number: so many in a row make one batch of the objective.
+        persons_per_batch = self.args.train_batch_size * self.args.world_size // self.args.pairs_per_person
+        return IdentitySampler(
+            pairs.person_labels[pairs.row_of_pair], persons_per_batch, self.args.pairs_per_person, seed
+        )
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Adam over two groups, LoRA matrices and all else that trains, each with its own rate."""
@@ -300,7 +324,7 @@ class ECCLTrainer(Trainer):
         if self.lr_scheduler is None:
             pairs = self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
             round_up = math.floor if self.args.dataloader_drop_last else math.ceil
-            steps_per_epoch = max(1, round_up(len(self.train_dataset) / pairs))
+            steps_per_epoch = max(1, round_up(len(self._get_train_sampler()) / pairs))
             num_epochs = math.ceil(num_training_steps / steps_per_epoch)
             self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
                 self.optimizer if optimizer is None else optimizer,

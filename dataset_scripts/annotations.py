@@ -3,16 +3,37 @@
 import json
 import os
 import warnings
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from PIL import Image
 from tqdm.auto import tqdm
 
 SPLITS = ("train", "val", "test")
+# The name that the Hugging Face libraries have for it is understood wherever val is.
+SPLIT_ALIASES = {"validation": "val"}
 _SHOWN_PROBLEMS = 20
+
+
+class SplitSize(NamedTuple):
+    """How large a split is."""
+
+    ids: int
+    images: int
+    captions: int
+
+    @classmethod
+    def of(cls, person_ids: Iterable[int], captions: Iterable[list[str]]) -> "SplitSize":
+        """Counts the rows of a split, given their persons and their captions."""
+        counts = [len(own) for own in captions]
+        return cls(len(set(person_ids)), len(counts), sum(counts))
+
+    def __str__(self) -> str:
+        return f"{self.ids:,} ids, {self.images:,} images, {self.captions:,} captions"
 
 
 @dataclass(frozen=True)
@@ -23,11 +44,13 @@ class Layout:
         folder: the benchmark's own name for that folder, looked for inside the folder a user gives.
         annotation_files: accepted names of the annotation, the first being the official one.
         path_keys: the record's key for the image path below `imgs/`; the first one present counts.
+        published_sizes: what the benchmark's publications count in each split; empty where nothing was published.
     """
 
     folder: str
     annotation_files: tuple[str, ...]
     path_keys: tuple[str, ...]
+    published_sizes: dict[str, SplitSize] = field(default_factory=dict)
 
 
 def find_annotation(data_dir: str | Path, layout: Layout) -> Path:
@@ -53,13 +76,17 @@ def find_annotation(data_dir: str | Path, layout: Layout) -> Path:
     raise FileNotFoundError(message)
 
 
-def read_records(annotation: Path, layout: Layout, on_bad_image: str = "error") -> list[dict]:
+def read_records(
+    annotation: Path, layout: Layout, on_bad_image: str = "error", all_good: Path | None = None
+) -> list[dict]:
     """Reads an annotation and checks every record and every image.
 
     Args:
         annotation: the JSON file; `imgs/` lies beside it.
         layout: the benchmark's layout.
         on_bad_image: `error`, or `skip` to drop unreadable images with a warning that names them.
+        all_good: a file made when every image is found good. If it is there already, no image is opened: its name must
+            change whenever an image does.
 
     Returns:
         A dict a record, in the file's order: `split`, `captions`, `person_id`, `file_path` (below `imgs/`) and
@@ -84,7 +111,7 @@ def read_records(annotation: Path, layout: Layout, on_bad_image: str = "error") 
         records.append(
             {
                 "number": number,
-                "split": entry["split"],
+                "split": SPLIT_ALIASES.get(entry["split"], entry["split"]),
                 "captions": entry["captions"],
                 "person_id": entry["id"],
                 "file_path": path,
@@ -92,20 +119,30 @@ def read_records(annotation: Path, layout: Layout, on_bad_image: str = "error") 
             }
         )
     problems += _set_problems(records)
-    bad_images = _image_problems(records, image_root)
+    bad_images = _recall_or_check(records, image_root, all_good)
     if on_bad_image == "skip" and bad_images:
         warnings.warn(
-            f"{annotation}: {len(bad_images)} unreadable images are left out: {_listed(list(bad_images.values()))}",
+            f"{annotation}: {len(bad_images)} unreadable images are left out: {_listed(_summed_up(bad_images))}",
             stacklevel=2,
         )
         records = [record for record in records if record["number"] not in bad_images]
     else:
-        problems += bad_images.values()
+        problems += _summed_up(bad_images)
     if problems:
         raise ValueError(f"{annotation}: {len(problems)} problems: {_listed(problems)}")
     if not records:
         raise ValueError(f"{annotation}: no records")
     return records
+
+
+def size_differences(sizes: dict[str, SplitSize], published: dict[str, SplitSize]) -> list[str]:
+    """A line for each split whose size is not the published one, with both."""
+    lines = []
+    for split in SPLITS:
+        ours, theirs = sizes.get(split), published.get(split)
+        if published and ours != theirs:
+            lines.append(f"{split} has {ours or 'nothing'}; published: {theirs or 'no such split'}")
+    return lines
 
 
 def _listed(problems: list[str]) -> str:
@@ -117,8 +154,9 @@ def _listed(problems: list[str]) -> str:
 
 def _read_json_list(annotation: Path) -> list:
     try:
-        raw = json.loads(annotation.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raw = json.loads(annotation.read_text(encoding="utf-8-sig"))
+    # Not only JSONDecodeError: numbers of thousands of digits and bytes that are no UTF-8 are ValueErrors too.
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{annotation} is not JSON: {error}") from error
     if not isinstance(raw, list):
         raise ValueError(f"{annotation} holds a {type(raw).__name__}, it must hold a list of records")
@@ -136,7 +174,7 @@ def _record_problems(entry: object, layout: Layout) -> Iterator[str]:
     for name, value in (("split", split), ("id", person_id), ("captions", captions), (path_name, path)):
         if value is None:
             yield f"{name} is missing"
-    if split is not None and split not in SPLITS:
+    if split is not None and split not in (*SPLITS, *SPLIT_ALIASES):
         yield f"split is {split!r}, it must be one of {', '.join(SPLITS)}"
     if person_id is not None and (not isinstance(person_id, int) or isinstance(person_id, bool)):
         yield f"id is {person_id!r}, it must be a whole number"
@@ -149,11 +187,20 @@ def _record_problems(entry: object, layout: Layout) -> Iterator[str]:
             for index, caption in enumerate(captions):
                 if not isinstance(caption, str) or not caption.strip():
                     yield f"captions[{index}] is {caption!r}, it must be a sentence"
+                elif not _is_text(caption):
+                    yield f"captions[{index}] is {caption!r}, it must be text that UTF-8 can write"
     if path is not None:
         if not isinstance(path, str) or not path:
             yield f"{path_name} is {path!r}, it must be a path below imgs/"
+        elif "\0" in path or not _is_text(path):
+            yield f"{path_name} is {path!r}, it must be a path that a file can have"
         elif os.path.isabs(path) or ".." in Path(path).parts:
             yield f"{path_name} is {path!r}, it must stay below imgs/"
+
+
+def _is_text(text: str) -> bool:
+    """Whether it has no halves of characters, as `\\ud800` in JSON makes them."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _set_problems(records: list[dict]) -> Iterator[str]:
@@ -170,26 +217,47 @@ def _set_problems(records: list[dict]) -> Iterator[str]:
             yield f"record {number}: id {person} is in split {record['split']}, but in {split} in record {first}"
 
 
-def _image_problems(records: list[dict], image_root: Path) -> dict[int, str]:
-    """The problem of each unreadable image by record number; every image is decoded whole, once."""
+class _BadImage(NamedTuple):
+    """Why an image cannot be used, and which folder is missing, if that is why."""
+
+    problem: str
+    missing_folder: str | None
+
+
+def _recall_or_check(records: list[dict], image_root: Path, all_good: Path | None) -> dict[int, _BadImage]:
+    if all_good is not None and all_good.is_file():
+        return {}
+    bad_images = _check_images(records, image_root)
+    # Only good news is kept: a file whose permissions are mended looks unchanged.
+    if all_good is not None and not bad_images:
+        all_good.parent.mkdir(parents=True, exist_ok=True)
+        all_good.touch()
+    return bad_images
+
+
+def _check_images(records: list[dict], image_root: Path) -> dict[int, _BadImage]:
+    """The unreadable images by record number; every image is decoded whole, once."""
     root = image_root.resolve()
 
-    def check(record: dict) -> str | None:
-        path = Path(record["image"])
+    def check(record: dict) -> _BadImage | None:
         name = f"record {record['number']}: {record['file_path']!r}"
-        if not path.resolve().is_relative_to(root):
-            return f"{name} is a link that leads out of {image_root}"
-        if not path.is_file():
-            folder = next((parent for parent in reversed(path.parents) if not parent.is_dir()), None)
-            return f"{name} does not exist" + (f", nor does its folder {folder}" if folder else "")
-        if not path.stat().st_size:
-            return f"{name} is empty (0 bytes)"
         try:
+            path = Path(record["image"])
+            if not path.resolve().is_relative_to(root):
+                return _BadImage(f"{name} is a link that leads out of {image_root}", None)
+            if not path.is_file():
+                folder = next((parent for parent in reversed(path.parents) if not parent.is_dir()), None)
+                if folder:
+                    return _BadImage(f"{name} does not exist, nor does its folder {folder}", str(folder))
+                return _BadImage(f"{name} " + ("is a folder" if path.is_dir() else "does not exist"), None)
+            if not path.stat().st_size:
+                return _BadImage(f"{name} is empty (0 bytes)", None)
             with Image.open(path) as image:
                 image.load()
-        # Pillow raises SyntaxError and struct.error on some damaged files; whatever it is, it is reported.
+        # Pillow raises SyntaxError and struct.error on some damaged files, and a path can be too long or go in a
+        # circle; whatever it is, it is reported.
         except Exception as error:
-            return f"{name} cannot be decoded: {error}"
+            return _BadImage(f"{name} cannot be decoded: {error}", None)
         return None
 
     # Pillow decodes outside the interpreter's lock.
@@ -197,4 +265,20 @@ def _image_problems(records: list[dict], image_root: Path) -> dict[int, str]:
         results = list(
             tqdm(pool.map(check, records), total=len(records), desc="checking images", unit="image", leave=False)
         )
-    return {record["number"]: problem for record, problem in zip(records, results, strict=True) if problem}
+    return {record["number"]: bad for record, bad in zip(records, results, strict=True) if bad}
+
+
+def _summed_up(bad_images: dict[int, _BadImage]) -> list[str]:
+    """A line for each bad image, but one for all images of a folder that is missing."""
+    missing = Counter(bad.missing_folder for bad in bad_images.values() if bad.missing_folder)
+    lines, told = [], set()
+    for number, (problem, folder) in bad_images.items():
+        if folder is None or missing[folder] == 1:
+            lines.append(problem)
+        elif folder not in told:
+            told.add(folder)
+            lines.append(
+                f"the folder {folder} does not exist: {missing[folder]:,} records point there, record {number} first; "
+                "newer downloads leave folders out, ask the owners of the data set for them"
+            )
+    return lines

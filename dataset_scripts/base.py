@@ -2,12 +2,14 @@
 
 import hashlib
 import os
+import re
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
 
-from .annotations import SPLITS, Layout, find_annotation, read_records
+from .annotations import SPLIT_ALIASES, SPLITS, Layout, SplitSize, find_annotation, read_records, size_differences
 
 FEATURES = datasets.Features(
     {
@@ -18,6 +20,7 @@ FEATURES = datasets.Features(
         "file_path": datasets.Value("string"),
     }
 )
+_ALIAS = re.compile(rf"\b({'|'.join(SPLIT_ALIASES)})\b")
 
 
 @dataclass
@@ -44,31 +47,75 @@ class PersonRetrievalConfig(datasets.BuilderConfig):
 
 
 def _fingerprint(annotation: Path) -> str:
+    """Of the annotation's content, and of the size and time of every file below `imgs/`."""
     digest = hashlib.sha256(annotation.read_bytes())
     for folder, subfolders, files in os.walk(annotation.parent / "imgs"):
         subfolders.sort()
         for name in sorted(files):
             status = os.stat(os.path.join(folder, name), follow_symlinks=False)
-            digest.update(f"{folder}/{name} {status.st_size} {status.st_mtime_ns}\n".encode())
+            digest.update(f"{folder}/{name} {status.st_size} {status.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
 
 
+def canonical_split(split):
+    """A split as `load_dataset` takes it, with `validation` for `val` resolved; anything that is no name stays."""
+    if isinstance(split, (list, tuple)):
+        return [canonical_split(part) for part in split]
+    if isinstance(split, (str, datasets.NamedSplit)):
+        return _ALIAS.sub(lambda alias: SPLIT_ALIASES[alias[0]], str(split))
+    return split
+
+
 class PersonRetrievalBuilder(datasets.GeneratorBasedBuilder):
-    """One row an image: `image` (by path), `person_id`, `image_id` (0.. within the split), `captions`, `file_path`."""
+    """One row an image: `image` (by path), `person_id`, `image_id` (0.. within the split), `captions`, `file_path`.
+
+    Attributes:
+        homepage: where the owners say how to get the data.
+        terms: the licence and terms as the owners state them.
+        citation: BibTeX.
+    """
 
     BUILDER_CONFIG_CLASS = PersonRetrievalConfig
+    homepage = terms = citation = ""
 
     def _info(self) -> datasets.DatasetInfo:
-        return datasets.DatasetInfo(description=self.__doc__ or "", features=FEATURES)
+        return datasets.DatasetInfo(
+            description=self.__doc__ or "",
+            features=FEATURES,
+            homepage=self.homepage,
+            license=self.terms,
+            citation=self.citation,
+        )
+
+    @property
+    def annotation(self) -> Path:
+        """The annotation file that is read."""
+        return find_annotation(self.config.data_dir, self.config.layout)
+
+    def as_dataset(self, split=None, in_memory: bool = False):
+        return super().as_dataset(canonical_split(split), in_memory)
+
+    def as_streaming_dataset(self, split=None, base_path: str | None = None):
+        return super().as_streaming_dataset(canonical_split(split), base_path)
 
     def _split_generators(self, dl_manager) -> list[datasets.SplitGenerator]:
-        annotation = find_annotation(self.config.data_dir, self.config.layout)
-        records = read_records(annotation, self.config.layout, self.config.on_bad_image)
+        layout, annotation = self.config.layout, self.annotation
+        all_good = Path(self._cache_dir_root) / "eccl-checked-images" / _fingerprint(annotation)
+        records = read_records(annotation, layout, self.config.on_bad_image, all_good)
         by_split = {split: [record for record in records if record["split"] == split] for split in SPLITS}
-        return [
-            datasets.SplitGenerator(name=split, gen_kwargs={"rows": list(enumerate(own))})
+        sizes = {
+            split: SplitSize.of((record["person_id"] for record in own), (record["captions"] for record in own))
             for split, own in by_split.items()
             if own
+        }
+        if differences := size_differences(sizes, layout.published_sizes):
+            warnings.warn(
+                f"{annotation} is not the published {layout.folder}: " + "".join(f"\n- {line}" for line in differences),
+                stacklevel=2,
+            )
+        return [
+            datasets.SplitGenerator(name=split, gen_kwargs={"rows": list(enumerate(by_split[split]))})
+            for split in sizes
         ]
 
     def _generate_examples(self, rows: list[tuple[int, dict]]):

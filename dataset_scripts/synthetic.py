@@ -13,7 +13,9 @@ import random
 import shutil
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 from tqdm.auto import tqdm
 
@@ -23,7 +25,21 @@ from .synthetic_people import ATTRIBUTES, Person, attribute_labels, oracle_rank1
 
 ANNOTATION_FILES = {"cuhk_pedes": "reid_raw.json", "icfg_pedes": "ICFG-PEDES.json", "rstpreid": "data_captions.json"}
 LABELS_FILE = "synthetic.json"
+_PER_ITEM = ("images_per_id", "captions_per_image")
 _CUHK_FOLDERS = ("cam_a", "cam_b", "CUHK01", "CUHK03", "Market", "test_query", "train_query")
+
+
+# Ids, images and captions per split that --size names; without images and captions they are even per person and image.
+SIZES: dict[str, dict] = {
+    "small": {"train_ids": 300, "val_ids": 50, "test_ids": 150},
+    "medium": {"train_ids": 3000, "val_ids": 200, "test_ids": 500},
+    # CUHK-PEDES' own counts.
+    "cuhk": {
+        **{"train_ids": 11_003, "val_ids": 1_000, "test_ids": 1_000},
+        "images": (34_054, 3_078, 3_074),
+        "captions": (68_126, 6_158, 6_156),
+    },
+}
 
 
 @dataclass(frozen=True)
@@ -37,9 +53,15 @@ class SyntheticBenchmark:
         train_ids, val_ids, test_ids: people per split; a person is in one split only.
         images_per_id: photographs of each person.
         captions_per_image: captions of each photograph.
+        images, captions: how many train, val and test have in all, in place of the two before: spread evenly, the
+            first ones getting one more.
+        mentions: factor on how often a caption mentions each attribute, above 0: below 1 makes captions vaguer.
+        nuisance: factor on what differs between photographs of one person (place, scale, light, blur, noise,
+            occlusion), at least 0; pose and background stay.
 
     Raises:
-        ValueError: an unknown layout or domain, a negative or empty size, a `val` split in ICFG's layout.
+        ValueError: an unknown layout or domain, a negative or empty size, a `val` split in ICFG's layout, fewer images
+            than people or captions than images, a factor out of range.
     """
 
     layout: str
@@ -50,6 +72,10 @@ class SyntheticBenchmark:
     test_ids: int = 150
     images_per_id: int = 4
     captions_per_image: int = 2
+    images: tuple[int, int, int] | None = None
+    captions: tuple[int, int, int] | None = None
+    mentions: float = 1.0
+    nuisance: float = 1.0
 
     def __post_init__(self) -> None:
         for field, allowed in (("layout", tuple(ANNOTATION_FILES)), ("domain", DOMAINS)):
@@ -61,12 +87,52 @@ class SyntheticBenchmark:
         for field in ("images_per_id", "captions_per_image"):
             if getattr(self, field) < 1:
                 raise ValueError(f"{field} is {getattr(self, field)}, it must be at least 1")
+        if not self.mentions > 0:
+            raise ValueError(f"mentions is {self.mentions}, it must be above 0")
+        if not self.nuisance >= 0:
+            raise ValueError(f"nuisance is {self.nuisance}, it must not be negative")
         if self.layout == "icfg_pedes" and self.val_ids:
             raise ValueError(f"val_ids is {self.val_ids}, but ICFG-PEDES has no val split: it must be 0")
+        for split, (ids, images, captions) in self.counts.items():
+            if images < ids or captions < images:
+                raise ValueError(
+                    f"{split} has {ids} ids, {images} images and {captions} captions: each id needs an image, "
+                    "and each image a caption"
+                )
 
     @property
-    def splits(self) -> dict[str, int]:
-        return {"train": self.train_ids, "val": self.val_ids, "test": self.test_ids}
+    def counts(self) -> dict[str, tuple[int, int, int]]:
+        """Ids, images and captions of each split."""
+        counts = {}
+        for index, split in enumerate(("train", "val", "test")):
+            ids = getattr(self, f"{split}_ids")
+            images = self.images[index] if self.images else ids * self.images_per_id
+            counts[split] = (ids, images, self.captions[index] if self.captions else images * self.captions_per_image)
+        return counts
+
+
+class _Task(NamedTuple):
+    """One person to draw: how many captions each of the images gets."""
+
+    split: str
+    person_id: int
+    captions: list[int]
+
+
+def _plan(benchmark: SyntheticBenchmark) -> list[_Task]:
+    tasks = []
+    for split, (ids, images, captions) in benchmark.counts.items():
+        of_images = iter(_spread(captions, images))
+        tasks += [
+            _Task(split, len(tasks) + index, list(islice(of_images, count)))
+            for index, count in enumerate(_spread(images, ids))
+        ]
+    return tasks
+
+
+def _spread(total: int, parts: int) -> list[int]:
+    """`total` in even parts, the first ones larger by one."""
+    return [total // parts + (index < total % parts) for index in range(parts)]
 
 
 def _file_path(layout: str, split: str, person_id: int, index: int) -> str:
@@ -77,34 +143,37 @@ def _file_path(layout: str, split: str, person_id: int, index: int) -> str:
     return f"{person_id:06d}_c{index + 1}_{index:04d}.jpg"
 
 
-def _make_person(
-    benchmark: SyntheticBenchmark, split: str, person_id: int, image_root: str
-) -> tuple[Person, list[dict]]:
+def _make_person(benchmark: SyntheticBenchmark, task: _Task, image_root: str) -> tuple[Person, list[dict]]:
     """Draws and captions one person; each depends on the seed and the id alone, so processes can share the work."""
-    rng = random.Random(f"{benchmark.seed}/{benchmark.domain}/{person_id}")
+    rng = random.Random(f"{benchmark.seed}/{benchmark.domain}/{task.person_id}")
     person = sample_person(rng)
     appearance = sample_appearance(person, benchmark.domain, rng)
     records = []
-    for index in range(benchmark.images_per_id):
-        path = _file_path(benchmark.layout, split, person_id, index)
-        image = draw_person(person, appearance, benchmark.domain, rng)
+    for index, count in enumerate(task.captions):
+        path = _file_path(benchmark.layout, task.split, task.person_id, index)
+        image = draw_person(person, appearance, benchmark.domain, rng, benchmark.nuisance)
         image.save(os.path.join(image_root, path), quality=rng.randint(45, 92))
-        captions = [make_caption(person, benchmark.domain, rng) for _ in range(benchmark.captions_per_image)]
+        captions = [make_caption(person, benchmark.domain, rng, benchmark.mentions) for _ in range(count)]
         records.append(
             {
-                "split": split,
+                "split": task.split,
                 "captions": [caption for caption, _ in captions],
                 "img_path" if benchmark.layout == "rstpreid" else "file_path": path,
-                "id": person_id,
+                "id": task.person_id,
                 "mentioned": [names for _, names in captions],
             }
         )
     return person, records
 
 
-def _make_people(work: tuple[SyntheticBenchmark, str, list[int], str]) -> list[tuple[Person, list[dict]]]:
-    benchmark, split, person_ids, image_root = work
-    return [_make_person(benchmark, split, person_id, image_root) for person_id in person_ids]
+def _make_people(work: tuple[SyntheticBenchmark, list[_Task], str]) -> list[tuple[Person, list[dict]]]:
+    benchmark, tasks, image_root = work
+    return [_make_person(benchmark, task, image_root) for task in tasks]
+
+
+def _settings(benchmark: SyntheticBenchmark) -> dict:
+    """As JSON gives them back: it has no tuples."""
+    return json.loads(json.dumps(asdict(benchmark)))
 
 
 def _split_oracle(made: list[tuple[Person, list[dict]]]) -> float:
@@ -134,7 +203,7 @@ def write_benchmark(benchmark: SyntheticBenchmark, output_dir: str | Path, num_w
     labels_file = output_dir / LABELS_FILE
     if labels_file.is_file():
         report = json.loads(labels_file.read_text(encoding="utf-8"))
-        if report["benchmark"] == asdict(benchmark):
+        if report["benchmark"] == _settings(benchmark):
             return {name: report[name] for name in ("benchmark", "counts", "oracle_rank1")}
     if output_dir.exists() and any(output_dir.iterdir()):
         raise FileExistsError(
@@ -156,26 +225,28 @@ def write_benchmark(benchmark: SyntheticBenchmark, output_dir: str | Path, num_w
 
 def _draw_all(benchmark: SyntheticBenchmark, folder: Path, num_workers: int) -> dict:
     image_root = folder / "imgs"
-    chunks, first_id = [], 0
-    for split, size in benchmark.splits.items():
-        for start in range(first_id, first_id + size, 16):
-            chunks.append((benchmark, split, list(range(start, min(start + 16, first_id + size))), str(image_root)))
-        for person_id in range(first_id, first_id + size):
-            for index in range(benchmark.images_per_id):
-                path = image_root / _file_path(benchmark.layout, split, person_id, index)
-                path.parent.mkdir(parents=True, exist_ok=True)
-        first_id += size
-    made: dict[str, list] = {split: [] for split in benchmark.splits}
+    tasks = _plan(benchmark)
+    folders = {
+        (image_root / _file_path(benchmark.layout, task.split, task.person_id, index)).parent
+        for task in tasks
+        for index in range(len(task.captions))
+    }
+    for image_folder in folders:
+        image_folder.mkdir(parents=True, exist_ok=True)
+    chunks = [(benchmark, tasks[start : start + 16], str(image_root)) for start in range(0, len(tasks), 16)]
+    made: dict[str, list] = {split: [] for split in benchmark.counts}
+    num_images = sum(len(task.captions) for task in tasks)
     with (
         ProcessPoolExecutor(num_workers) as pool,
-        tqdm(total=first_id * benchmark.images_per_id, unit="image", desc=f"drawing {benchmark.domain}") as progress,
+        tqdm(total=num_images, unit="image", desc=f"drawing {benchmark.domain}") as progress,
     ):
-        for chunk, people in zip(chunks, pool.map(_make_people, chunks), strict=True):
-            made[chunk[1]].extend(people)
-            progress.update(len(people) * benchmark.images_per_id)
+        for (_, own, _), people in zip(chunks, pool.map(_make_people, chunks), strict=True):
+            for task, drawn in zip(own, people, strict=True):
+                made[task.split].append(drawn)
+            progress.update(sum(len(task.captions) for task in own))
     records = [record for people in made.values() for _, own in people for record in own]
     report = {
-        "benchmark": asdict(benchmark),
+        "benchmark": _settings(benchmark),
         "counts": {
             split: {
                 "ids": len(people),
@@ -205,21 +276,30 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--output_dir", required=True, help="a new folder")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--domain", choices=DOMAINS, default="source", help="target is the shifted variant")
-    parser.add_argument("--train_ids", type=int, default=300, help="people in the train split")
-    parser.add_argument("--val_ids", type=int, help="people in the val split (default: 50; 0 for icfg_pedes)")
-    parser.add_argument("--test_ids", type=int, default=150, help="people in the test split")
+    parser.add_argument(
+        "--size", choices=list(SIZES), default="small", help="300, 3,000 or CUHK-PEDES' 11,003 people to train on"
+    )
+    parser.add_argument("--train_ids", type=int, help="people in the train split, in place of --size")
+    parser.add_argument("--val_ids", type=int, help="people in the val split (0 for icfg_pedes)")
+    parser.add_argument("--test_ids", type=int, help="people in the test split")
     parser.add_argument("--images_per_id", type=int, help="photographs a person (default: 4; 5 for rstpreid)")
     parser.add_argument("--captions_per_image", type=int, help="captions a photograph (default: 2; 1 for icfg_pedes)")
+    parser.add_argument("--mentions", type=float, default=1.0, help="below 1, captions mention less")
+    parser.add_argument("--nuisance", type=float, default=1.0, help="above 1, photographs of one person differ more")
     parser.add_argument("--num_workers", type=int, default=os.cpu_count() or 1, help="processes that draw")
     options = vars(parser.parse_args(arguments))
     output_dir, num_workers = options.pop("output_dir"), options.pop("num_workers")
-    for name, usual, exceptions in (
-        ("val_ids", 50, {"icfg_pedes": 0}),
-        ("images_per_id", 4, {"rstpreid": 5}),
-        ("captions_per_image", 2, {"icfg_pedes": 1}),
-    ):
-        if options[name] is None:
-            options[name] = exceptions.get(options["layout"], usual)
+    size = dict(SIZES[options.pop("size")])
+    by_layout = {
+        "icfg_pedes": {"val_ids": 0, "captions_per_image": 1},
+        "rstpreid": {"images_per_id": 5},
+    }
+    if any(options[name] is not None for name in ("train_ids", "val_ids", "test_ids", *_PER_ITEM)):
+        # Exact totals hold for the people that they were counted for.
+        size = {name: value for name, value in size.items() if name.endswith("_ids")}
+    defaults = size | (by_layout.get(options["layout"], {}) if "images" not in size else {})
+    given = {name: value for name, value in options.items() if value is not None}
+    options = defaults | given
     try:
         report = write_benchmark(SyntheticBenchmark(**options), output_dir, num_workers)
     except (ValueError, FileExistsError) as error:

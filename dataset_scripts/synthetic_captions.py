@@ -104,8 +104,8 @@ _MENTIONED = {
 }
 
 
-def _choose_mentions(person: Person, rng: random.Random) -> set[str]:
-    said = {name: rng.random() < share for name, share in _MENTIONED.items()}
+def _choose_mentions(person: Person, rng: random.Random, mentions: float) -> set[str]:
+    said = {name: rng.random() < share * mentions for name, share in _MENTIONED.items()}
     mentioned = {name for name in ("gender", "build") if said[name]}
     if said["hair"]:
         mentioned.add("hair")
@@ -136,13 +136,14 @@ def _article(phrase: str) -> str:
     return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"
 
 
-def make_caption(person: Person, domain: str, rng: random.Random) -> tuple[str, list[str]]:
+def make_caption(person: Person, domain: str, rng: random.Random, mentions: float = 1.0) -> tuple[str, list[str]]:
     """Writes one caption of a person.
 
     Args:
         person: the attributes, see `ATTRIBUTES`.
         domain: `source` or `target`: which words may be used beside the common ones.
         rng: the only source of chance: what is mentioned, in which words and order.
+        mentions: factor on how often each attribute is mentioned; the upper garment always is.
 
     Returns:
         The caption (one to three English sentences, 22 words or so) and the names of the attributes it states, sorted.
@@ -153,7 +154,7 @@ def make_caption(person: Person, domain: str, rng: random.Random) -> tuple[str, 
     if domain not in DOMAINS:
         raise ValueError(f"domain is {domain!r}, it must be one of {', '.join(DOMAINS)}")
     own_words = 1 + DOMAINS.index(domain)
-    mentioned = _choose_mentions(person, rng)
+    mentioned = _choose_mentions(person, rng, mentions)
 
     def word(words: Words, value: str) -> str:
         common, own = words[value][0], words[value][own_words]

@@ -871,46 +871,54 @@ def _background(domain: str, size: tuple[int, int], rng: random.Random) -> Image
     return image.filter(ImageFilter.BoxBlur(rng.uniform(0, 4)))
 
 
-def _occlude(canvas: Image.Image, domain: str, rng: random.Random) -> None:
+def _eased(value: float, neutral: float, nuisance: float) -> float:
+    """A drawn value moved towards, or past, the one that does no harm; at 1 it is what was drawn, to the last bit."""
+    return value if nuisance == 1.0 else neutral + nuisance * (value - neutral)
+
+
+def _occlude(canvas: Image.Image, domain: str, rng: random.Random, nuisance: float) -> None:
     """Now and then something stands before the person: a box at the feet, a post."""
     width, height = canvas.size
     draw = ImageDraw.Draw(canvas)
     low, high = (60, 220) if domain == "source" else (30, 150)
-    if rng.random() < 0.14:
+    if rng.random() < 0.14 * nuisance:
         side = rng.choice((0.0, 0.45))
         draw.rectangle(
             (side * width, height * rng.uniform(0.78, 0.92), (side + 0.55) * width, height),
             fill=_random_colour(rng, low, high),
         )
-    if rng.random() < 0.1:
+    if rng.random() < 0.1 * nuisance:
         x = rng.uniform(0, 1) * width
         draw.rectangle((x, 0, x + 0.05 * width, height), fill=_random_colour(rng, low, high))
 
 
-def _photograph(image: Image.Image, domain: str, rng: random.Random) -> Image.Image:
+def _photograph(image: Image.Image, domain: str, rng: random.Random, nuisance: float) -> Image.Image:
     """Light, colour cast, blur and sensor noise of one camera."""
     target = domain == "target"
-    exposure = rng.uniform(0.55, 1.08) if target else rng.uniform(0.68, 1.18)
-    cast = [exposure * rng.uniform(0.9, 1.1) for _ in range(3)]
+    exposure = _eased(rng.uniform(0.55, 1.08) if target else rng.uniform(0.68, 1.18), 0.95, nuisance)
+    cast = [exposure * _eased(rng.uniform(0.9, 1.1), 1.0, nuisance) for _ in range(3)]
     if target:
         cast[1] *= 1.04
         cast[2] *= 0.92
-    image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 2.2) if target else rng.uniform(0.0, 1.6)))
+    blur = _eased(rng.uniform(0.3, 2.2) if target else rng.uniform(0.0, 1.6), 0.0, nuisance)
+    image = image.filter(ImageFilter.GaussianBlur(blur))
     pixels = np.asarray(image, dtype=np.float32) * np.asarray(cast, dtype=np.float32)
     # Light falls from one side.
-    slope = rng.uniform(-0.3, 0.3)
+    slope = _eased(rng.uniform(-0.3, 0.3), 0.0, nuisance)
     pixels *= np.linspace(1 - slope, 1 + slope, pixels.shape[1], dtype=np.float32)[None, :, None]
-    haze = rng.uniform(0, 26) if target else rng.uniform(0, 14)
+    haze = _eased(rng.uniform(0, 26) if target else rng.uniform(0, 14), 0.0, nuisance)
     pixels += haze
     generator = np.random.default_rng(rng.getrandbits(64))
-    noise = generator.standard_normal(pixels.shape[:2], dtype=np.float32) * (
-        rng.uniform(3, 13) if target else rng.uniform(0, 5)
+    noise = generator.standard_normal(pixels.shape[:2], dtype=np.float32) * _eased(
+        rng.uniform(3, 13) if target else rng.uniform(0, 5), 0.0, nuisance
     )
     pixels += noise[:, :, None]
     return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
 
 
-def draw_person(person: Person, appearance: Appearance, domain: str, rng: random.Random) -> Image.Image:
+def draw_person(
+    person: Person, appearance: Appearance, domain: str, rng: random.Random, nuisance: float = 1.0
+) -> Image.Image:
     """Draws one photograph of a person.
 
     Args:
@@ -918,21 +926,22 @@ def draw_person(person: Person, appearance: Appearance, domain: str, rng: random
         appearance: the person's own shades, from `sample_appearance`.
         domain: `source` or `target`: background and camera.
         rng: the only source of chance: pose, side, scale, shift, occlusion, light, blur.
+        nuisance: factor on how far scale, shift, light, blur and noise go, and how often something stands before.
 
     Returns:
         An RGB image, 384 high and 128 wide.
     """
     size = (IMAGE_WIDTH * _OVERSAMPLING, IMAGE_HEIGHT * _OVERSAMPLING)
     background = _background(domain, size, rng)
-    height = size[1] * rng.uniform(0.76, 0.93)
-    centre = size[0] * (0.5 + rng.uniform(-0.09, 0.09))
+    height = size[1] * min(_eased(rng.uniform(0.76, 0.93), 0.85, nuisance), 0.97)
+    centre = size[0] * (0.5 + _eased(rng.uniform(-0.09, 0.09), 0.0, nuisance))
     top = (size[1] - height) * rng.uniform(0.3, 0.8) + height * 0.02
     figure = background.copy()
     canvas = _Canvas(figure, centre, top, height)
     shadow_y = 0.995
     canvas.ellipse((0.02, shadow_y), 0.17, 0.014, _scaled(background.getpixel((size[0] // 2, size[1] - 4)), 0.6))
     _Pedestrian(canvas, person, appearance, rng).draw()
-    _occlude(figure, domain, rng)
+    _occlude(figure, domain, rng, nuisance)
     small, empty = (
         picture.resize((IMAGE_WIDTH, IMAGE_HEIGHT), Image.Resampling.BOX) for picture in (figure, background)
     )
@@ -941,4 +950,4 @@ def draw_person(person: Person, appearance: Appearance, domain: str, rng: random
     lit = ImageChops.offset(silhouette.filter(ImageFilter.BoxBlur(5)), rng.choice((-3, 3)), -1)
     shade = lit.point(lambda level: 150 + level * 105 // 255)
     shaded = ImageChops.multiply(small, Image.merge("RGB", (shade,) * 3))
-    return _photograph(Image.composite(shaded, small, silhouette), domain, rng)
+    return _photograph(Image.composite(shaded, small, silhouette), domain, rng, nuisance)

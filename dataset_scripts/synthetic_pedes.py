@@ -14,3 +14,4 @@ class SyntheticPedes(PersonRetrievalBuilder):
             layout=Layout("synthetic_pedes", tuple(ANNOTATION_FILES.values()), ("file_path", "img_path")),
         )
     ]
+    terms = "Apache-2.0, as the generator; no photograph and no person is in it."

@@ -1,7 +1,9 @@
 """Who is drawn: the identity attributes of the synthetic benchmark, how people are sampled, and the oracle."""
 
 import random
-from collections import defaultdict
+from functools import reduce
+
+import numpy as np
 
 COLOURS = ("black", "white", "grey", "red", "orange", "yellow", "green", "blue", "purple", "pink", "brown")
 
@@ -113,14 +115,14 @@ def oracle_rank1(people: list[Person], images_per_person: list[int], queries: li
     """
     if not queries:
         raise ValueError("the oracle needs at least one query, found none")
-    people_with = defaultdict(set)
-    for index, person in enumerate(people):
-        for name, value in person.items():
-            people_with[name, value].add(index)
+    has = {
+        (name, value): np.array([person[name] == value for person in people])
+        for name, values in ATTRIBUTES.items()
+        for value in values
+    }
+    weights, everyone = np.asarray(images_per_person), np.ones(len(people), dtype=bool)
     total = 0.0
     for own, mentioned in queries:
-        compatible = set.intersection(
-            set(range(len(people))), *(people_with[name, people[own][name]] for name in mentioned)
-        )
-        total += images_per_person[own] / sum(images_per_person[index] for index in compatible)
-    return 100.0 * total / len(queries)
+        compatible = reduce(np.logical_and, (has[name, people[own][name]] for name in mentioned), everyone)
+        total += images_per_person[own] / weights[compatible].sum()
+    return float(100.0 * total / len(queries))

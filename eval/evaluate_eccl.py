@@ -13,6 +13,7 @@ from PIL import Image
 
 from ..data_eccl import embed_split
 from ..dataset_scripts import BENCHMARKS
+from ..dataset_scripts.base import canonical_split
 from ..dataset_scripts.synthetic import LABELS_FILE
 from ..gallery_eccl import draw_matches, load_model
 from ..losses_eccl import unit_rows
@@ -60,7 +61,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--model", required=True, help="folder or Hub id of a model")
     parser.add_argument("--dataset", required=True, choices=BENCHMARKS)
     parser.add_argument("--data_dir", required=True, help="the benchmark's folder, or the one that holds it")
-    parser.add_argument("--split", default="test")
+    parser.add_argument("--split", default="test", type=canonical_split)
     parser.add_argument("--output_dir", help="gets results.json and rankings.png")
     parser.add_argument("--before", help="results.json of an earlier evaluation, shown beside this one")
     parser.add_argument("--batch_size", type=int, default=64, help="images encoded at a time")

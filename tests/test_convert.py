@@ -349,6 +349,8 @@ def test_the_command_adds_a_tokenizer_that_fits(tmp_path, original):
     state = torch.load(CLIP, weights_only=True)
     state["token_embedding.weight"] = torch.zeros(49408, 64)
     torch.save(state, tmp_path / "clip.pt")
+    convert(tmp_path / "clip.pt", tmp_path / "default")
+    assert ECCLProcessor.from_pretrained(tmp_path / "default")(text="a man")["input_ids"] == [49406, 320, 786, 49407]
     convert(tmp_path / "clip.pt", tmp_path / "out", "--tokenizer", str(tmp_path / "tokenizer"), "--num_prompt_tokens",
             "4", "--prompt_depth", "2")  # fmt: skip
     processor = ECCLProcessor.from_pretrained(tmp_path / "out")

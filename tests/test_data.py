@@ -5,12 +5,18 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from accelerate.data_loader import BatchSamplerShard
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
+from torch.utils.data import BatchSampler
 from transformers import CLIPTokenizer
 
 import eccl.dataset_scripts  # noqa: F401  (registers the builders)
+from eccl import data_eccl
 from eccl.data_eccl import (
     CaptionPairs,
+    IdentitySampler,
     PairCollator,
     PairSampler,
     augment_image,
@@ -20,6 +26,7 @@ from eccl.data_eccl import (
     random_erase,
 )
 from eccl.processing_eccl import ECCLImageProcessor, ECCLProcessor
+from helpers import clip_tokenizer
 
 
 @pytest.fixture
@@ -71,6 +78,72 @@ def test_the_sampler_draws_each_pair_once_an_epoch_by_seed_and_epoch():
     assert sorted(sampler) == list(range(40, 60))
     assert [index - 40 for index in sampler] != first
     assert len(sampler) == 20
+
+
+def batches_of(sampler):
+    size = sampler.persons_per_batch * sampler.pairs_per_person
+    drawn = list(sampler)
+    assert len(drawn) == len(sampler) and len(drawn) % size == 0
+    return [drawn[start : start + size] for start in range(0, len(drawn), size)]
+
+
+@settings(deadline=None, max_examples=60)
+@given(data=st.data())
+def test_identity_batches_hold_n_persons_with_k_pairs_each(data):
+    sizes = data.draw(st.lists(st.integers(1, 9), min_size=2, max_size=12))
+    persons, pairs = data.draw(st.integers(1, len(sizes))), data.draw(st.integers(1, 5))
+    labels = torch.tensor([person for person, size in enumerate(sizes) for _ in range(size)])
+    labels = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))]
+    sampler = IdentitySampler(labels, persons, pairs, seed=data.draw(st.integers(0, 99)))
+    sampler.set_epoch(data.draw(st.integers(0, 3)))
+    assert len(sampler) >= len(labels) > len(sampler) - persons * pairs
+    drawn_of_person = Counter()
+    for batch in batches_of(sampler):
+        per_person = Counter(int(labels[index % len(labels)]) for index in batch)
+        assert len(per_person) == persons and set(per_person.values()) == {pairs}
+        # A pair is repeated within a batch only where its person has too few of them ...
+        drawn = Counter(index % len(labels) for index in batch)
+        for pair, times in drawn.items():
+            size = sizes[int(labels[pair])]
+            assert times <= -(-pairs // size) + 1 and (times == 1 or size < 2 * pairs)
+        # ... and then it is augmented differently.
+        assert len(set(batch)) == len(batch)
+        drawn_of_person.update(per_person)
+    # All persons come up before one comes again.
+    counts = [drawn_of_person[person] for person in range(len(sizes))]
+    assert max(counts) - min(counts) <= pairs
+
+
+def test_identity_batches_are_the_seeds_and_epochs():
+    labels = torch.arange(10).repeat_interleave(4)
+    sampler = IdentitySampler(labels, 4, 2, seed=1)
+    first = list(sampler)
+    assert first == list(sampler) == list(IdentitySampler(labels, 4, 2, seed=1))
+    assert first != list(IdentitySampler(labels, 4, 2, seed=2))
+    sampler.set_epoch(1)
+    second = list(sampler)
+    assert [index % 40 for index in second] != [index % 40 for index in first]
+    assert not set(first) & set(second)
+    # Over one epoch of 40 draws, each of the 40 pairs is drawn once: all persons have as many.
+    assert sorted(index % 40 for index in first) == list(range(40))
+
+
+def test_two_processes_share_an_identity_batch():
+    labels = torch.arange(6).repeat_interleave(5)
+    sampler = IdentitySampler(labels, persons_per_batch=4, pairs_per_person=2)
+    alone = batches_of(sampler)
+    shares = [
+        list(BatchSamplerShard(BatchSampler(sampler, batch_size=4, drop_last=False), 2, rank)) for rank in range(2)
+    ]
+    assert [first + second for first, second in zip(*shares, strict=True)] == alone
+
+
+def test_an_identity_batch_that_cannot_be_is_refused():
+    labels = torch.tensor([0, 0, 1])
+    with pytest.raises(ValueError, match="persons_per_batch is 3, it must be between 1 and the 2 persons"):
+        IdentitySampler(labels, 3, 2)
+    with pytest.raises(ValueError, match="pairs_per_person is 0"):
+        IdentitySampler(labels, 1, 0)
 
 
 def test_augmentation_flips_shifts_and_pads_with_black():
@@ -125,3 +198,10 @@ def test_embedding_in_any_batch_size_keeps_the_order(rows, processor, tiny_model
     for index, row in enumerate(rows):
         pixels = processor(images=row["image"], return_tensors="pt")["pixel_values"]
         torch.testing.assert_close(images[index], tiny_model.get_image_features(pixels)[0].detach())
+
+
+def test_the_shipped_tokenizer_is_the_published_vocabulary():
+    shipped, published = data_eccl.clip_tokenizer(), clip_tokenizer()
+    assert shipped.get_vocab() == published.get_vocab()
+    for caption in ("a man's grey t-shirt", "porté naïve", "blue jeans and white sneakers 22"):
+        assert shipped(caption)["input_ids"] == published(caption)["input_ids"]

@@ -4,9 +4,12 @@ import warnings
 
 import datasets
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 import eccl.dataset_scripts  # noqa: F401  (registers the builders)
+from eccl.dataset_scripts import annotations
 
 
 def write_records(root, records, annotation="reid_raw.json"):
@@ -158,3 +161,200 @@ def test_the_librarys_own_formats_still_load(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert datasets.load_dataset("json", data_files=str(tmp_path / "rows.json"), split="train")["a"] == [1, 2]
+
+
+def load_train(root, **arguments):
+    return datasets.load_dataset("cuhk_pedes", data_dir=str(root), split="train", **arguments)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_validation_is_understood_wherever_val_is(make_raw, streaming):
+    root, records = make_raw()
+    records[4]["split"] = "validation"
+    write_records(root, records)
+    load = lambda split: datasets.load_dataset(  # noqa: E731
+        "cuhk_pedes", data_dir=str(root), split=split, streaming=streaming
+    )
+    for split in ("val", "validation", datasets.Split.VALIDATION):
+        assert [row["person_id"] for row in load(split)] == [20]
+    assert [row["person_id"] for row in load("validation+test")] == [20, 30]
+    if not streaming:
+        first, second = load(["train", "validation[:1]"])
+        assert (len(first), len(second)) == (4, 1)
+
+
+def test_several_processes_prepare_the_same_rows(make_raw):
+    root, _ = make_raw()
+    alone = list(load_train(root))
+    together = load_train(root, num_proc=2, download_mode="force_redownload")
+    assert [row["file_path"] for row in together] == [row["file_path"] for row in alone]
+    assert together["image_id"] == [0, 1, 2, 3]
+
+
+def test_a_folder_that_is_missing_is_named_once_with_its_records(make_raw):
+    root, records = make_raw()
+    for number in (0, 2, 3):
+        records[number]["file_path"] = f"CUHK01/{number}.jpg"
+    records[4]["file_path"] = "Market/deep/4.jpg"
+    write_records(root, records)
+    with pytest.raises(ValueError, match="2 problems") as error:
+        load_train(root)
+    assert f"the folder {root}/imgs/CUHK01 does not exist: 3 records point there, record 0 first" in str(error.value)
+    assert f"record 4: 'Market/deep/4.jpg' does not exist, nor does its folder {root}/imgs/Market" in str(error.value)
+    with pytest.warns(UserWarning, match=r"4 unreadable images are left out(.|\n)*CUHK01 does not exist: 3 records"):
+        rows = load_train(root, on_bad_image="skip")
+    assert rows["file_path"] == ["cam_a/1.png"]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_an_unchanged_set_is_not_decoded_again(make_raw, monkeypatch, streaming, tmp_path):
+    root, _ = make_raw()
+    opened = []
+    real = Image.open
+    monkeypatch.setattr(annotations.Image, "open", lambda path: opened.append(path) or real(path))
+    load = lambda: load_train(root, streaming=streaming, cache_dir=str(tmp_path / "cache"))  # noqa: E731
+    load()
+    assert len(opened) == 6
+    load()
+    assert len(opened) == 6
+    os.utime(root / "imgs" / "cam_a" / "3.png", (1, 1))
+    load()
+    assert len(opened) == 12
+
+
+def test_another_size_than_the_published_is_a_warning_with_both(make_raw):
+    root, _ = make_raw()
+    with pytest.warns(UserWarning, match="is not the published CUHK-PEDES") as warned:
+        load_train(root)
+    text = str(warned[0].message)
+    assert "train has 3 ids, 4 images, 8 captions; published: 11,003 ids, 34,054 images, 68,126 captions" in text
+    published = {"train": annotations.SplitSize(1, 1, 1), "val": annotations.SplitSize(1, 2, 3)}
+    assert annotations.size_differences(published, published) == []
+    assert annotations.size_differences(published, {}) == []
+    only_train = {"train": published["train"]}
+    assert annotations.size_differences(only_train, published) == [
+        "val has nothing; published: 1 ids, 2 images, 3 captions"
+    ]
+
+
+UNUSUAL_FAULTS = [
+    ('[{"split": "train"}' + "[" * 100_000, "is not JSON"),
+    ("[" * 100_000 + "]" * 100_000, "is not JSON"),
+    ('[{"id": ' + "9" * 5000 + "}]", "is not JSON"),
+    ('["a"]', "record 0: is a str, it must be an object"),
+    (r'[{"split": "train", "id": 1, "captions": ["half \ud800"], "file_path": "a"}]', r"captions\[0\] .* UTF-8"),
+    (r'[{"split": "train", "id": 1, "captions": ["a"], "file_path": "a\u0000b"}]', "a path that a file can have"),
+    (r'[{"split": "train", "id": 1, "captions": ["a"], "file_path": "\ud800"}]', "a path that a file can have"),
+    ('[{"split": "train", "id": 1, "captions": ["a"], "file_path": "' + "x" * 5000 + '"}]', "record 0: .*too long"),
+    ('[{"split": "train", "id": 1, "captions": ["a"], "file_path": "cam_a"}]', "record 0: 'cam_a' is a folder"),
+    ('[{"split": ["train"], "id": 1, "captions": ["a"], "file_path": "a"}]', r"split is \['train'\]"),
+    ('[{"split": "train", "id": 1.0, "captions": {"a": 1}, "file_path": 3}]', "3 problems"),
+]
+
+
+@pytest.mark.parametrize(("content", "message"), UNUSUAL_FAULTS, ids=[message for _, message in UNUSUAL_FAULTS])
+def test_unusual_faults_are_named_too(make_raw, content, message):
+    root, _ = make_raw()
+    (root / "reid_raw.json").write_text(content)
+    with pytest.raises(ValueError, match=message):
+        load_train(root)
+
+
+def test_links_in_a_circle_and_bombs_are_named(make_raw, monkeypatch):
+    root, _ = make_raw()
+    (root / "imgs" / "cam_a" / "2.jpg").unlink()
+    os.symlink(root / "imgs" / "cam_a" / "2.jpg", root / "imgs" / "cam_a" / "2.jpg")
+    with pytest.raises(ValueError, match="record 2: "):
+        load_train(root)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(ValueError, match=r"record 0: .*decompression bomb"):
+        load_train(root)
+
+
+def test_a_byte_order_mark_does_no_harm(make_raw):
+    root, records = make_raw()
+    (root / "reid_raw.json").write_text(json.dumps(records), encoding="utf-8-sig")
+    assert len(load_train(root)) == 4
+
+
+# -- Any annotation, valid or not, against a reader that knows only the rules.
+
+FILES = {"a.png": True, "b.jpg": True, "sub/c.png": True, "bad.jpg": False, "empty.png": False, "missing.jpg": False}
+
+
+@st.composite
+def some_records(draw):
+    value = {
+        "split": st.sampled_from(["train", "train", "val", "validation", "test", "Train", None, 3]),
+        "id": st.one_of(st.integers(-3, 3), st.sampled_from([True, "1", 1.5, 2**40, None])),
+        "captions": st.one_of(
+            st.lists(st.sampled_from(["a man", "x", "Ünïcode", " ", 7]), max_size=3), st.just("a man"), st.none()
+        ),
+        "file_path": st.sampled_from([*FILES, "./a.png", "../a.png", "/a.png", "sub/../b.jpg", "", 5, None]),
+    }
+    good = {
+        "split": st.just("train"),
+        "id": st.integers(0, 5),
+        "captions": st.just(["a man"]),
+        "file_path": st.sampled_from(["a.png", "b.jpg", "sub/c.png"]),
+    }
+    records = []
+    for _ in range(draw(st.integers(1, 5))):
+        spoiled = draw(st.sampled_from(["", "", "split", "id", "captions", "file_path", "all"]))
+        record = {name: draw(value[name] if spoiled in (name, "all") else good[name]) for name in good}
+        records.append({name: entry for name, entry in record.items() if entry is not None})
+    return records
+
+
+def plain_reader(records):
+    """The rows, and the numbers of the records that are at fault, by the rules of the format alone."""
+    rows, faulty, sound = [], set(), []
+    for number, record in enumerate(records):
+        split, person = record.get("split"), record.get("id")
+        captions, path = record.get("captions"), record.get("file_path")
+        split = "val" if split == "validation" else split
+        fine = split in ("train", "val", "test") and type(person) is int and abs(person) < 2**31
+        fine = fine and isinstance(captions, list) and len(captions) > 0
+        fine = fine and all(isinstance(caption, str) and caption.strip() for caption in captions)
+        fine = fine and isinstance(path, str) and path != "" and not path.startswith("/") and ".." not in path
+        if not fine:
+            faulty.add(number)
+            continue
+        plain = path.removeprefix("./")
+        if not FILES[plain] or any(plain == other for _, other, _, _ in sound):
+            faulty.add(number)
+        if any(person == other and split != theirs for _, _, other, theirs in sound):
+            faulty.add(number)
+        sound.append((number, plain, person, split))
+        rows.append({"split": split, "person_id": person, "captions": captions, "file_path": path})
+    return rows, faulty
+
+
+@pytest.fixture(scope="module")
+def disk(tmp_path_factory):
+    root = tmp_path_factory.mktemp("disk")
+    for name, good in FILES.items():
+        file = root / "imgs" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if good:
+            Image.new("RGB", (8, 9), (200, 30, 60)).save(file)
+        elif name != "missing.jpg":
+            file.write_bytes(b"" if name == "empty.png" else b"\xff\xd8\xff\xe0 not an image")
+    return root
+
+
+@settings(deadline=None, max_examples=150)
+@given(records=some_records())
+def test_any_annotation_is_read_as_the_rules_say_or_refused_with_every_faulty_record(disk, records):
+    layout = annotations.Layout("X", ("x.json",), ("file_path",))
+    (disk / "x.json").write_text(json.dumps(records))
+    rows, faulty = plain_reader(records)
+    if faulty:
+        with pytest.raises(ValueError, match="problems") as error:
+            annotations.read_records(disk / "x.json", layout)
+        lines = str(error.value).splitlines()[1:]
+        named = {int(line.removeprefix("- record ").split(":")[0]) for line in lines if not line.startswith("- and")}
+        assert named == faulty
+    else:
+        read = annotations.read_records(disk / "x.json", layout)
+        assert [{name: row[name] for name in rows[0]} for row in read] == rows

@@ -18,7 +18,7 @@ ALLOWED = {
     "lora_eccl": {"peft", ".modeling_eccl"},
     "convert_eccl": {
         *{"torch", "transformers", "huggingface_hub", "peft"},
-        *{".configuration_eccl", ".lora_eccl", ".modeling_eccl", ".processing_eccl"},
+        *{".configuration_eccl", ".data_eccl", ".lora_eccl", ".modeling_eccl", ".processing_eccl"},
     },
 }
 

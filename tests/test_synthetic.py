@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 import eccl.dataset_scripts  # noqa: F401  (registers the builders)
+from eccl.dataset_scripts import synthetic
+from eccl.dataset_scripts.cuhk_pedes import CuhkPedes
 from eccl.dataset_scripts.synthetic import LABELS_FILE, SyntheticBenchmark, main, write_benchmark
 from eccl.dataset_scripts.synthetic_captions import make_caption
 from eccl.dataset_scripts.synthetic_drawing import draw_person, sample_appearance
@@ -65,6 +67,10 @@ def test_the_same_benchmark_is_kept_and_another_folder_is_not_touched(tmp_path, 
         ({"train_ids": -1}, "train_ids is -1"),
         ({"images_per_id": 0}, "images_per_id is 0"),
         ({"layout": "icfg_pedes", "val_ids": 5}, "val_ids is 5"),
+        ({"mentions": 0}, "mentions is 0"),
+        ({"nuisance": -1}, "nuisance is -1"),
+        ({"images": (299, 200, 600)}, "train has 300 ids, 299 images and 598 captions"),
+        ({"captions": (2400, 100, 1200)}, "val has 50 ids, 200 images and 100 captions"),
     ],
 )
 def test_bad_arguments_are_named(changes, message):
@@ -145,3 +151,58 @@ def test_labels_tell_what_was_drawn_and_said(tmp_path):
         for caption, names in zip(record["captions"], known["mentioned"][record["file_path"]], strict=True):
             if "upper" in names and person["upper"] == "hoodie":
                 assert "hood" in caption
+
+
+def test_exact_totals_are_spread_evenly(tmp_path):
+    benchmark = SyntheticBenchmark(
+        "cuhk_pedes", train_ids=3, val_ids=1, test_ids=2, images=(7, 1, 3), captions=(15, 1, 4)
+    )
+    report = write_benchmark(benchmark, tmp_path / "set", num_workers=1)
+    assert report["counts"]["train"] == {"ids": 3, "images": 7, "captions": 15}
+    assert report["counts"]["test"] == {"ids": 2, "images": 3, "captions": 4}
+    rows = datasets.load_dataset("cuhk_pedes", data_dir=str(tmp_path / "set"), split="train")
+    assert rows["person_id"] == [0, 0, 0, 1, 1, 2, 2]
+    assert list(map(len, rows["captions"])) == [3, 2, 2, 2, 2, 2, 2]
+    # Kept as it is on a second call, although JSON has no tuples.
+    assert write_benchmark(benchmark, tmp_path / "set") == report
+
+
+def test_the_size_of_cuhk_is_cuhks_own(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(synthetic, "write_benchmark", lambda benchmark, *_: drawn.append(benchmark) or NO_REPORT)
+    main(["--size", "cuhk", "--output_dir", "somewhere"])
+    assert drawn[0].counts == CuhkPedes.BUILDER_CONFIGS[0].layout.published_sizes
+    main(["--size", "cuhk", "--output_dir", "somewhere", "--train_ids", "20"])
+    assert drawn[1].counts == {"train": (20, 80, 160), "val": (1000, 4000, 8000), "test": (1000, 4000, 8000)}
+    main(["--layout", "icfg_pedes", "--size", "medium", "--output_dir", "somewhere"])
+    assert drawn[2].counts == {"train": (3000, 12000, 12000), "val": (0, 0, 0), "test": (500, 2000, 2000)}
+    with pytest.raises(SystemExit):
+        main(["--layout", "icfg_pedes", "--size", "cuhk", "--output_dir", "somewhere"])
+
+
+NO_REPORT = {"counts": {}, "oracle_rank1": {}}
+
+
+def test_fewer_mentions_make_it_harder_for_the_oracle():
+    oracles = []
+    for mentions in (0.3, 0.6, 1.0):
+        rng = random.Random(7)
+        people = [sample_person(rng) for _ in range(150)]
+        queries = [(i, make_caption(person, "source", rng, mentions)[1]) for i, person in enumerate(people * 4)]
+        oracles.append(oracle_rank1(people, [4] * 150, [(i % 150, names) for i, names in queries]))
+    assert oracles[0] < oracles[1] - 10 and oracles[1] < oracles[2] - 5
+
+
+def test_less_nuisance_makes_photographs_alike():
+    differences = []
+    for nuisance in (0.0, 1.0, 2.0):
+        rng = random.Random(1)
+        person = sample_person(rng)
+        appearance = sample_appearance(person, "target", rng)
+        pictures = [np.asarray(draw_person(person, appearance, "target", rng, nuisance), float) for _ in range(16)]
+        # Of brightness and sharpness, which backgrounds and poses change little.
+        means = [picture.mean() for picture in pictures]
+        edges = [np.abs(np.diff(picture, axis=1)).mean() for picture in pictures]
+        differences.append((np.std(means), np.std(edges)))
+    assert differences[0][0] < differences[1][0] < differences[2][0]
+    assert differences[0][1] < differences[1][1]

@@ -2,6 +2,7 @@ import json
 import math
 import subprocess
 import sys
+from collections import Counter
 
 import datasets
 import pytest
@@ -293,3 +294,37 @@ def test_two_processes_train_as_one_with_twice_the_batch(backbone, benchmark, tm
 def test_peft_wraps_what_the_trainer_saves(backbone, benchmark, tmp_path):
     trainer = make_trainer(backbone, benchmark, tmp_path)
     assert isinstance(trainer.model, PeftModel)
+
+
+def test_identity_batches_train_with_as_many_steps_as_they_make(backbone, benchmark, tmp_path):
+    changes = {"per_device_train_batch_size": 6, "dataloader_drop_last": True}
+    trainer = make_trainer(backbone, benchmark, tmp_path, sampler="identity", pairs_per_person=3, **changes)
+    seen = []
+    collate = trainer.data_collator
+    trainer.data_collator = lambda items: seen.append([item["person_label"] for item in items]) or collate(items)
+    trainer.train()
+    # 16 pairs need three whole batches of six: none is dropped.
+    assert trainer.state.global_step == len(seen) == 2 * 3
+    assert all(sorted(Counter(labels).values()) == [3, 3] for labels in seen)
+    # The rate is stepped by the epochs of this sampler.
+    assert trainer.lr_scheduler.get_last_lr()[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sampler": "balanced"}, "sampler is 'balanced', it must be random or identity"),
+        ({"sampler": "identity", "pairs_per_person": 3}, "pairs_per_person is 3, it must divide the 4 pairs"),
+        ({"sampler": "identity", "pairs_per_person": 0}, "pairs_per_person is 0"),
+    ],
+)
+def test_a_sampler_that_cannot_be_is_refused(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        ECCLTrainingArguments(output_dir=str(tmp_path), per_device_train_batch_size=4, **changes)
+
+
+def test_the_split_to_evaluate_on_goes_by_either_name(benchmark):
+    data = train_eccl.DataArguments(dataset_name="cuhk_pedes", data_dir=str(benchmark))
+    for name in ("val", "validation", None):
+        _, rows, split = train_eccl.load_splits(data, name, evaluated=True)
+        assert split == "val" and len(rows) == 4

@@ -1,0 +1,171 @@
+"""Shows what a benchmark holds, once it passed every check: sizes, caption lengths, image sizes, and a contact sheet.
+
+python -m eccl.dataset_scripts.inspect cuhk_pedes --data_dir /data/CUHK-PEDES
+"""
+
+import argparse
+import random
+import statistics
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import datasets
+from PIL import Image, ImageDraw
+from tqdm.auto import tqdm
+from transformers import CLIPTokenizer
+
+from ..data_eccl import clip_tokenizer
+from ..processing_eccl import clean_caption
+from . import BENCHMARKS
+from .annotations import SplitSize
+
+# Room for a caption in the published model: CLIP's 77 positions less 4 prompts.
+_MAX_TEXT_LENGTH = 73
+# The contact sheet, in pixels.
+_COLUMNS, _CELL_WIDTH, _IMAGE_HEIGHT, _GAP, _FONT_SIZE, _LINE_HEIGHT = 3, 400, 300, 16, 14, 18
+
+
+class Lengths(NamedTuple):
+    """How long captions are, in tokens with the start and end token."""
+
+    shortest: int
+    median: float
+    mean: float
+    percentile_95: int
+    longest: int
+    too_long: int
+
+
+def caption_lengths(captions: Sequence[str], tokenizer: CLIPTokenizer, limit: int = _MAX_TEXT_LENGTH) -> Lengths:
+    """Counts the tokens of captions; `too_long` of them have more than `limit` and will be cut."""
+    ids = tokenizer([clean_caption(caption) for caption in captions])["input_ids"]
+    lengths = sorted(map(len, ids))
+    return Lengths(
+        lengths[0],
+        statistics.median(lengths),
+        statistics.mean(lengths),
+        lengths[(95 * len(lengths) - 1) // 100],
+        lengths[-1],
+        sum(length > limit for length in lengths),
+    )
+
+
+def image_sizes(paths: Sequence[str]) -> Counter[tuple[int, int]]:
+    """How many images have each width and height, read from their headers."""
+
+    def read(path: str) -> tuple[int, int]:
+        with Image.open(path) as image:
+            return image.size
+
+    with ThreadPoolExecutor() as pool:
+        return Counter(tqdm(pool.map(read, paths), total=len(paths), desc="image sizes", unit="image", leave=False))
+
+
+def draw_contact_sheet(rows: datasets.Dataset, count: int = 12, seed: int = 0) -> Image.Image:
+    """A picture of random rows: the image, its person, and all its captions.
+
+    Args:
+        rows: a split of a benchmark.
+        count: rows to draw; all of them where there are fewer.
+        seed: decides which.
+    """
+    chosen = sorted(random.Random(seed).sample(range(len(rows)), min(count, len(rows))))
+    measure = ImageDraw.Draw(Image.new("RGB", (1, 1)))
+    cells = []
+    for index in chosen:
+        row = rows[index]
+        width = min(_CELL_WIDTH // 2, max(1, round(row["image"].width * _IMAGE_HEIGHT / row["image"].height)))
+        lines = [f"person {row['person_id']}"]
+        for caption in row["captions"]:
+            lines += ["", *_wrapped(measure, caption, _CELL_WIDTH - width - _GAP)]
+        cells.append((row["image"].convert("RGB").resize((width, _IMAGE_HEIGHT)), lines))
+    columns = min(_COLUMNS, len(cells))
+    cell_height = max(_IMAGE_HEIGHT, _LINE_HEIGHT * max(len(lines) for _, lines in cells))
+    grid_rows = -(-len(cells) // columns)
+    size = (_GAP + columns * (_CELL_WIDTH + _GAP), _GAP + grid_rows * (cell_height + _GAP))
+    sheet = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(sheet)
+    for number, (image, lines) in enumerate(cells):
+        left = _GAP + (number % columns) * (_CELL_WIDTH + _GAP)
+        top = _GAP + (number // columns) * (cell_height + _GAP)
+        sheet.paste(image, (left, top))
+        for line_number, line in enumerate(lines):
+            place = (left + image.width + _GAP // 2, top + line_number * _LINE_HEIGHT)
+            draw.text(place, line, font_size=_FONT_SIZE, fill="black")
+    return sheet
+
+
+def _wrapped(draw: ImageDraw.ImageDraw, text: str, width: int) -> list[str]:
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and draw.textlength(longer, font_size=_FONT_SIZE) > width:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return lines
+
+
+def size_table(splits: datasets.DatasetDict, published: dict[str, SplitSize]) -> str:
+    """A Markdown table of ids, images and captions per split, with the published ones and whether they agree."""
+    lines = ["| split | ids | images | captions | published |", "|---|--:|--:|--:|---|"]
+    for split, rows in splits.items():
+        size = SplitSize.of(rows["person_id"], rows["captions"])
+        theirs = published.get(split)
+        verdict = "not published" if theirs is None else "the same" if theirs == size else f"{theirs}"
+        lines.append(f"| {split} | {size.ids:,} | {size.images:,} | {size.captions:,} | {verdict} |")
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m eccl.dataset_scripts.inspect", description=__doc__.partition("\n")[0]
+    )
+    parser.add_argument("name", choices=BENCHMARKS)
+    parser.add_argument("--data_dir", required=True, help="the benchmark's folder, or the one that holds it")
+    parser.add_argument("--on_bad_image", choices=("error", "skip"), default="error")
+    parser.add_argument("--tokenizer", help="folder or Hub id of a CLIP tokenizer; CLIP's own by default")
+    parser.add_argument("--sheet", default="contact_sheet.png", help="the picture to write")
+    parser.add_argument("--seed", type=int, default=0, help="of the rows in the picture")
+    options = parser.parse_args(arguments)
+    tokenizer = CLIPTokenizer.from_pretrained(options.tokenizer) if options.tokenizer else clip_tokenizer()
+    try:
+        builder = datasets.load_dataset_builder(
+            options.name, data_dir=options.data_dir, on_bad_image=options.on_bad_image
+        )
+        builder.download_and_prepare()
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    splits = builder.as_dataset()
+    print(f"{options.name} in {options.data_dir}\n")
+    print(size_table(splits, builder.config.layout.published_sizes))
+    captions = [caption for rows in splits.values() for own in rows["captions"] for caption in own]
+    lengths = caption_lengths(captions, tokenizer)
+    print(
+        f"\ncaptions, in tokens of {options.tokenizer or 'CLIP'}: {lengths.shortest} to {lengths.longest}, median "
+        f"{lengths.median:g}, mean {lengths.mean:.1f}, 95% up to {lengths.percentile_95}; {lengths.too_long:,} of "
+        f"{len(captions):,} are longer than {_MAX_TEXT_LENGTH} and will be cut"
+    )
+    paths = [
+        image["path"]
+        for rows in splits.values()
+        for image in rows.cast_column("image", datasets.Image(decode=False))["image"]
+    ]
+    sizes = image_sizes(paths)
+    widths, heights = (sorted(size[axis] for size in sizes.elements()) for axis in (0, 1))
+    common = ", ".join(f"{width} x {height} ({count:,})" for (width, height), count in sizes.most_common(3))
+    print(
+        f"images, width x height: {widths[0]} to {widths[-1]} x {heights[0]} to {heights[-1]}, median "
+        f"{statistics.median(widths):g} x {statistics.median(heights):g}, most often {common}"
+    )
+    everything = datasets.concatenate_datasets(list(splits.values()))
+    draw_contact_sheet(everything, seed=options.seed).save(options.sheet)
+    print(f"written: {Path(options.sheet)}")
+
+
+if __name__ == "__main__":
+    main()
