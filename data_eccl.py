@@ -278,43 +278,80 @@ def embed_images(
     batch_size: int = 64,
     num_workers: int = 0,
     progress: bool = True,
+    share: bool = False,
 ) -> torch.Tensor:
     """Encodes each image of a split once, with evaluation transforms.
 
     Args:
         model: an [`ECCLModel`], or peft's wrapping of one; put into evaluation mode while it works.
         rows: anything with a length and rows that have an `image`.
+        share: the processes of a launch share the work, and all get all; every one of them must call this.
 
     Returns:
         `(rows, projection_dim)` on the CPU, float32, unnormalised.
     """
-    loader = DataLoader(_EvaluationImages(rows, processor), batch_size=batch_size, num_workers=num_workers)
-    batches = tqdm(loader, desc="encoding images", leave=False, disable=not progress)
+    batches = [range(start, min(start + batch_size, len(rows))) for start in range(0, len(rows), batch_size)]
+    loader = DataLoader(
+        _EvaluationImages(rows, processor), batch_sampler=_own_batches(batches, share), num_workers=num_workers
+    )
     with _evaluating(model):
-        features = [model.get_image_features(pixels.to(model.device)).float().cpu() for pixels in batches]
-    return torch.cat(features)
+        features = [
+            model.get_image_features(pixels.to(model.device)).float().cpu()
+            for pixels in tqdm(loader, desc="encoding images", leave=False, disable=not progress)
+        ]
+    return torch.cat(_all_batches(features, len(batches), share))
 
 
 @torch.no_grad()
 def embed_captions(
-    model: nn.Module, processor: ECCLProcessor, captions: Sequence[str], batch_size: int = 256, progress: bool = True
+    model: nn.Module,
+    processor: ECCLProcessor,
+    captions: Sequence[str],
+    batch_size: int = 256,
+    progress: bool = True,
+    share: bool = False,
 ) -> torch.Tensor:
-    """Encodes captions, those of like length together.
+    """Encodes captions, those of like length together; `share` as in [`embed_images`].
 
     Returns:
         `(captions, projection_dim)` in the order given, on the CPU, float32, unnormalised.
     """
     order = sorted(range(len(captions)), key=lambda index: len(captions[index]))
-    starts = tqdm(range(0, len(order), batch_size), desc="encoding captions", leave=False, disable=not progress)
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     features = []
     with _evaluating(model):
-        for start in starts:
-            chosen = [captions[index] for index in order[start : start + batch_size]]
+        own = _own_batches(batches, share)
+        for batch in tqdm(own, desc="encoding captions", leave=False, disable=not progress):
+            chosen = [captions[index] for index in batch]
             input_ids = processor(text=chosen, return_tensors="pt")["input_ids"].to(model.device)
             features.append(model.get_text_features(input_ids).float().cpu())
-    result = torch.empty(len(captions), features[0].shape[1])
-    result[torch.tensor(order)] = torch.cat(features)
+    features = torch.cat(_all_batches(features, len(batches), share))
+    result = torch.empty_like(features)
+    result[torch.tensor(order)] = features
     return result
+
+
+def _world(share: bool) -> tuple[int, int]:
+    """This process's rank and how many there are, where they share the work."""
+    if not share or not torch.distributed.is_initialized():
+        return 0, 1
+    return torch.distributed.get_rank(), torch.distributed.get_world_size()
+
+
+def _own_batches(batches: list[Sequence[int]], share: bool) -> list[Sequence[int]]:
+    """What this process encodes. Batches are the same for any number of processes, and so are their features."""
+    rank, world_size = _world(share)
+    return batches[rank::world_size]
+
+
+def _all_batches(features: list[torch.Tensor], count: int, share: bool) -> list[torch.Tensor]:
+    """The features of all batches in order, of which each process has every n-th."""
+    _, world_size = _world(share)
+    if world_size == 1:
+        return features
+    gathered: list = [None] * world_size
+    torch.distributed.all_gather_object(gathered, features)
+    return [gathered[index % world_size][index // world_size] for index in range(count)]
 
 
 class SplitEmbeddings(NamedTuple):
@@ -340,14 +377,17 @@ def embed_split(
     batch_size: int = 64,
     num_workers: int = 0,
     progress: bool = True,
+    share: bool = False,
 ) -> SplitEmbeddings:
     """Encodes each image and each caption of a split once; the arguments are those of [`embed_images`]."""
     captions = rows["captions"]
     person_ids = torch.tensor(rows["person_id"])
     return SplitEmbeddings(
-        embed_captions(model, processor, [caption for own in captions for caption in own], progress=progress),
+        embed_captions(
+            model, processor, [caption for own in captions for caption in own], progress=progress, share=share
+        ),
         person_ids.repeat_interleave(torch.tensor([len(own) for own in captions])),
-        embed_images(model, processor, rows, batch_size, num_workers, progress),
+        embed_images(model, processor, rows, batch_size, num_workers, progress, share),
         person_ids,
     )
 

@@ -9,9 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from peft import PeftConfig
 from PIL import Image, ImageDraw
+from transformers import CLIPTokenizer, PreTrainedConfig
+from transformers.utils.peft_utils import find_adapter_config_file
 
 from .data_eccl import embed_captions, embed_images
+from .lora_eccl import load_adapter, merge_lora
 from .losses_eccl import unit_rows
 from .modeling_eccl import ECCLModel
 from .processing_eccl import ECCLProcessor
@@ -82,20 +86,26 @@ class Gallery:
         return [Match(self.paths[index], float(scores[index])) for index in best.tolist()]
 
 
-def draw_matches(rows: list[tuple[str, list[tuple[Path, bool | None]]]], height: int = 240) -> Image.Image:
+def draw_matches(
+    rows: list[tuple[str, list[tuple[Path, bool | None]]]],
+    height: int = 240,
+    scores: list[list[float]] | None = None,
+) -> Image.Image:
     """A picture of ranked results: a sentence, and under it its images from the best on.
 
     Args:
         rows: for each query its sentence and the images found, each with whether it is right (framed green), wrong
             (red), or unknown (no frame).
         height: of an image in the picture, in pixels.
+        scores: for each query one number for each image, written below it.
     """
-    width, gap, text_height = height // 3, 8, 44
+    width, gap, text_height, score_height = height // 3, 8, 52, 18 if scores else 0
     columns = max(len(found) for _, found in rows)
-    sheet = Image.new("RGB", (gap + columns * (width + gap), len(rows) * (height + text_height + gap)), "white")
+    row_height = height + text_height + score_height + gap
+    sheet = Image.new("RGB", (gap + columns * (width + gap), len(rows) * row_height), "white")
     draw = ImageDraw.Draw(sheet)
     for number, (sentence, found) in enumerate(rows):
-        top = number * (height + text_height + gap)
+        top = number * row_height
         _write(draw, sentence, (gap, top + 6), sheet.width - 2 * gap)
         for rank, (path, right) in enumerate(found):
             left = gap + rank * (width + gap)
@@ -104,6 +114,8 @@ def draw_matches(rows: list[tuple[str, list[tuple[Path, bool | None]]]], height:
             if right is not None:
                 box = (left - 3, top + text_height - 3, left + width + 2, top + text_height + height + 2)
                 draw.rectangle(box, outline=(20, 160, 60) if right else (210, 40, 40), width=4)
+            if scores:
+                draw.text((left, top + text_height + height + 4), f"{scores[number][rank]:.3f}", "black", font_size=13)
     return sheet
 
 
@@ -120,15 +132,28 @@ def _write(draw: ImageDraw.ImageDraw, text: str, position: tuple[int, int], widt
     draw.multiline_text(position, "\n".join([*lines, line]), **font_options)
 
 
-def load_model(name: str) -> tuple[ECCLModel, ECCLProcessor]:
-    """A model with its processor, by folder or Hub id, in float32 and evaluation mode; on the GPU if there is one.
+def load_model(name: str, base: str | None = None) -> tuple[ECCLModel, ECCLProcessor]:
+    """A model with its processor, in float32 and evaluation mode; on the GPU if there is one.
 
     This package's own classes read it: no code that came with the checkpoint runs.
+
+    Args:
+        name: folder or Hub id of a merged model, of an adapter, or of a plain CLIP, which gets person-shaped images.
+        base: what an adapter was trained on, if it is not where the adapter says.
     """
-    model = ECCLModel.from_pretrained(name, dtype=torch.float32).eval()
+    if find_adapter_config_file(name) is not None:
+        model = merge_lora(load_adapter(name, base))
+        tokenizer = CLIPTokenizer.from_pretrained(base or PeftConfig.from_pretrained(name).base_model_name_or_path)
+        processor = ECCLProcessor.for_model(model.config, tokenizer)
+    elif PreTrainedConfig.get_config_dict(name)[0].get("model_type") == "clip":
+        model = ECCLModel.from_clip(name, num_prompt_tokens=0)
+        processor = ECCLProcessor.for_model(model.config, CLIPTokenizer.from_pretrained(name))
+    else:
+        model = ECCLModel.from_pretrained(name, dtype=torch.float32)
+        processor = ECCLProcessor.from_pretrained(name)
     if torch.cuda.is_available():
         model = model.cuda()
-    return model, ECCLProcessor.from_pretrained(name)
+    return model.eval(), processor
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 
+from .configuration_eccl import ECCLConfig
 from .modeling_eccl import ECCLModel
 
 TARGET_MODULES = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
@@ -36,14 +37,39 @@ def merge_lora(model: PeftModel) -> ECCLModel:
     return model.merge_and_unload()
 
 
-def load_adapter(base: ECCLModel, folder: str | Path) -> PeftModel:
-    """Attaches a saved adapter to the model it was trained on.
+def save_adapter(model: PeftModel, folder: str | Path, base: str | None) -> None:
+    """Writes what was trained, a few MB, with the name of what it was trained on and the shape of the whole.
 
     Args:
-        base: the backbone with (any) prompts, of the shape that the adapter was trained with.
-        folder: holds `adapter_config.json` and `adapter_model.safetensors`.
+        model: as [`attach_lora`] gives it.
+        folder: gets `adapter_config.json`, `adapter_model.safetensors` and `config.json`.
+        base: Hub id or folder of the CLIP that [`ECCLModel.from_clip`] was given; without one, loading asks for it.
     """
-    return PeftModel.from_pretrained(base, str(folder))
+    model.peft_config[model.active_adapter].base_model_name_or_path = base
+    model.save_pretrained(folder)
+    model.config.to_json_file(Path(folder) / "config.json")
+
+
+def load_adapter(name: str | Path, base: ECCLModel | str | None = None) -> PeftModel:
+    """Attaches a saved adapter to what it was trained on.
+
+    Args:
+        name: folder or Hub id of an adapter, as [`save_adapter`] writes it.
+        base: a CLIP by Hub id or folder, or a model with (any) prompts of the adapter's shape; by default the one that
+            the adapter names.
+
+    Raises:
+        ValueError: the adapter names no base, and none is given.
+    """
+    name = str(name)
+    base = PeftConfig.from_pretrained(name).base_model_name_or_path if base is None else base
+    if not base:
+        raise ValueError(f"{name} does not say what it was trained on: give its base")
+    if isinstance(base, str):
+        config = ECCLConfig.from_pretrained(name)
+        image_size = tuple(config.vision_config.image_size)
+        base = ECCLModel.from_clip(base, image_size, config.num_prompt_tokens, config.prompt_depth)
+    return PeftModel.from_pretrained(base, name)
 
 
 def count_parameters(model: ECCLModel | PeftModel) -> tuple[int, int]:

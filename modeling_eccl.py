@@ -109,8 +109,11 @@ class ECCLTextEncoder(nn.Module):
         self.encoder = CLIPEncoder(self.config)
         self.final_layer_norm = nn.LayerNorm(self.config.hidden_size, eps=self.config.layer_norm_eps)
 
-    def forward(self, input_ids: torch.Tensor, prompts: list[torch.Tensor]) -> torch.Tensor:
-        """`(batch, length)` token ids and each layer's prompts -> `(batch, width)` at the end-of-text token."""
+    def forward(self, input_ids: torch.Tensor, prompts: list[torch.Tensor], pool: bool = True) -> torch.Tensor:
+        """`(batch, length)` token ids and each layer's prompts -> `(batch, width)` at the end-of-text token.
+
+        Without `pool` `(batch, length, width)`, of every token but the prompts.
+        """
         end_positions = (input_ids == self.config.eos_token_id).int().argmax(dim=-1)
         count = len(prompts[0]) if prompts else 0
         if not torch.compiler.is_compiling():
@@ -125,6 +128,8 @@ class ECCLTextEncoder(nn.Module):
             if 1 <= index < len(prompts):
                 hidden = torch.cat([hidden[:, :1], _expand(prompts[index], hidden), hidden[:, 1 + count :]], dim=1)
             hidden = layer(hidden, mask, is_causal=True)
+        if not pool:
+            return self.final_layer_norm(torch.cat([hidden[:, :1], hidden[:, 1 + count :]], dim=1))
         at_end = hidden[torch.arange(len(hidden), device=hidden.device), end_positions + count]
         return self.final_layer_norm(at_end)
 
@@ -151,8 +156,11 @@ class ECCLVisionEncoder(nn.Module):
         self.encoder = CLIPEncoder(vision)
         self.post_layernorm = nn.LayerNorm(vision.hidden_size, eps=vision.layer_norm_eps)
 
-    def forward(self, pixel_values: torch.Tensor, prompts: list[torch.Tensor]) -> torch.Tensor:
-        """`(batch, channels, height, width)` and each layer's prompts -> `(batch, width)` at the class token."""
+    def forward(self, pixel_values: torch.Tensor, prompts: list[torch.Tensor], pool: bool = True) -> torch.Tensor:
+        """`(batch, channels, height, width)` and each layer's prompts -> `(batch, width)` at the class token.
+
+        Without `pool` `(batch, patches, width)`, of the patches.
+        """
         hidden = self.embeddings(pixel_values)
         length = hidden.shape[1]
         if prompts:
@@ -162,7 +170,7 @@ class ECCLVisionEncoder(nn.Module):
             if 1 <= index < len(prompts):
                 hidden = torch.cat([hidden[:, :length], _expand(prompts[index], hidden)], dim=1)
             hidden = layer(hidden, None)
-        return self.post_layernorm(hidden[:, 0])
+        return self.post_layernorm(hidden[:, 0] if pool else hidden[:, 1:length])
 
 
 def _expand(prompts: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
@@ -319,6 +327,30 @@ class ECCLModel(CLIPPreTrainedModel):
             ValueError: another size than `config.vision_config.image_size`.
         """
         return self.visual_projection(self.vision_model(pixel_values, self._prompts("vision")))
+
+    def get_token_features(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """What every token of a caption answers to in the shared space, before the caption is pooled.
+
+        Args:
+            input_ids: `(batch, length)`, as for [`~ECCLModel.get_text_features`], whose result is the row of the end
+                token here.
+
+        Returns:
+            `(batch, tokens, projection_dim)`, not normalised; what the prompts push out at the end is not there.
+        """
+        return self.text_projection(self.text_model(input_ids, self._prompts("text"), pool=False))
+
+    def get_patch_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """What every patch of an image looks like in the shared space, before the image is pooled.
+
+        Args:
+            pixel_values: `(batch, channels, height, width)`, as for [`~ECCLModel.get_image_features`].
+
+        Returns:
+            `(batch, rows, columns, projection_dim)`, the grid of patches, not normalised.
+        """
+        patches = self.visual_projection(self.vision_model(pixel_values, self._prompts("vision"), pool=False))
+        return patches.unflatten(1, self.config.grid_size)
 
     def forward(
         self,

@@ -17,7 +17,7 @@ from eccl.configuration_eccl import ECCLConfig
 from eccl.data_eccl import CaptionPairs
 from eccl.dataset_scripts.base import canonical_split
 from eccl.dataset_scripts.synthetic import LABELS_FILE
-from eccl.lora_eccl import attach_lora, count_parameters, merge_lora
+from eccl.lora_eccl import attach_lora, count_parameters, merge_lora, save_adapter
 from eccl.modeling_eccl import ECCLModel
 from eccl.processing_eccl import ECCLProcessor
 from eccl.trainer_eccl import ECCLTrainer, ECCLTrainingArguments
@@ -195,16 +195,20 @@ def main(arguments: list[str]) -> None:
     resume = {"True": True, "False": None}.get(args.resume_from_checkpoint, args.resume_from_checkpoint)
     trainer.train(resume_from_checkpoint=resume)
     if trainer.is_world_process_zero():
-        save_result(model, processor, Path(args.output_dir), model_arguments.save_dtype)
+        save_result(model, processor, Path(args.output_dir), model_arguments.save_dtype, model_arguments.init_from)
         print(f"the model is in {args.output_dir}")
 
 
 def save_result(
-    model: ECCLModel | PeftModel, processor: ECCLProcessor, output_dir: Path, dtype: str = "float32"
+    model: ECCLModel | PeftModel,
+    processor: ECCLProcessor,
+    output_dir: Path,
+    dtype: str = "float32",
+    base: str | None = None,
 ) -> None:
     """Writes the model as anyone loads it, prompts in and LoRA merged, and beside it what was trained as `adapter/`."""
     if isinstance(model, PeftModel):
-        model.save_pretrained(output_dir / "adapter")
+        save_adapter(model, output_dir / "adapter", base)
         model = merge_lora(model)
     model.to(getattr(torch, dtype)).save_pretrained(output_dir)
     processor.save_pretrained(output_dir)

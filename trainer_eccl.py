@@ -360,6 +360,7 @@ class ECCLTrainer(Trainer):
             self.args.eval_batch_size,
             self.args.dataloader_num_workers,
             progress=not self.args.disable_tqdm and self.is_world_process_zero(),
+            share=True,
         )
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):

@@ -15,7 +15,7 @@ ALLOWED = {
     "processing_eccl": {"transformers", "numpy", "PIL", ".configuration_eccl"},
     "losses_eccl": {"torch"},
     "memory_eccl": {"torch", ".losses_eccl"},
-    "lora_eccl": {"peft", ".modeling_eccl"},
+    "lora_eccl": {"peft", ".configuration_eccl", ".modeling_eccl"},
     "convert_eccl": {
         *{"torch", "transformers", "huggingface_hub", "peft"},
         *{".configuration_eccl", ".data_eccl", ".lora_eccl", ".modeling_eccl", ".processing_eccl"},

@@ -119,11 +119,13 @@ def test_the_result_loads_anywhere_and_equals_backbone_plus_adapter(backbone, be
     rows = datasets.load_dataset("cuhk_pedes", data_dir=str(benchmark), split="test")
     inputs = processor(images=rows[0]["image"], text=rows[0]["captions"], return_tensors="pt")
     untrained = base(**inputs).text_embeds
-    attached = load_adapter(base, tmp_path / "out" / "adapter").eval()
-    with torch.no_grad():
-        ours, theirs = merged(**inputs), attached(**inputs)
-    torch.testing.assert_close(ours.text_embeds, theirs.text_embeds, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(ours.image_embeds, theirs.image_embeds, rtol=1e-4, atol=1e-5)
+    # The adapter knows its base; another, or one that is loaded, may be given.
+    for given in (None, base, str(backbone)):
+        attached = load_adapter(tmp_path / "out" / "adapter", given).eval()
+        with torch.no_grad():
+            ours, theirs = merged(**inputs), attached(**inputs)
+        torch.testing.assert_close(ours.text_embeds, theirs.text_embeds, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(ours.image_embeds, theirs.image_embeds, rtol=1e-4, atol=1e-5)
     assert not torch.allclose(ours.text_embeds, untrained)
 
 
