@@ -13,7 +13,7 @@ DEMO := demo
 BACKBONE := assets/synthetic-backbone
 SENTENCE := A woman in a red coat and blue jeans with a black backpack
 
-.PHONY: demo test test-slow fidelity bench-data lint format clean pretrain
+.PHONY: demo test test-slow fidelity bench-data bench-eval lint format clean pretrain
 
 $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	@echo "installing into $(VENV) (once)"
@@ -52,6 +52,10 @@ format: $(VENV)/.installed
 bench-data: $(VENV)/.installed
 	$(BIN)/python -m eccl.dataset_scripts.synthetic --size cuhk --output_dir $(DEMO)/cuhk-size
 	$(BIN)/python -m eccl.eval.benchmark_data --dataset cuhk_pedes --data_dir $(DEMO)/cuhk-size
+
+# The metric beside the matrix product that it rests on.
+bench-eval: $(VENV)/.installed
+	$(BIN)/python -m eccl.eval.benchmark_metric
 
 # Makes assets/ anew: half an hour or more on two cores.
 pretrain: $(VENV)/.installed

@@ -1,8 +1,14 @@
 """Configuration of ECCL: a CLIP dual encoder with a person-shaped image and deep coupled prompts."""
 
+import copy
+
 from huggingface_hub.dataclasses import strict
 from transformers import CLIPTextConfig, CLIPVisionConfig, PreTrainedConfig
 
+# What `pipeline(task, model=...)` finds beside the model; it travels with a checkpoint.
+_PIPELINES = {
+    "text-to-person-retrieval": {"impl": "pipeline_eccl.TextToPersonRetrievalPipeline", "pt": ["AutoModel"]},
+}
 # 24 x 8 patches of 16 pixels: the input of the published model.
 _IMAGE_SIZE = [384, 128]
 _PATCH_SIZE = 16
@@ -41,10 +47,15 @@ class ECCLConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         if self.vision_config is None or isinstance(self.vision_config, dict):
             self.vision_config = {"image_size": _IMAGE_SIZE, "patch_size": _PATCH_SIZE} | (self.vision_config or {})
+        kwargs["custom_pipelines"] = copy.deepcopy(_PIPELINES)
         super().__post_init__(**kwargs)
         if isinstance(self.vision_config.image_size, int):
             self.vision_config.image_size = [self.vision_config.image_size] * 2
         self.vision_config.image_size = list(self.vision_config.image_size)
+
+    def to_dict(self) -> dict:
+        # `pipeline` puts classes in the place of their names.
+        return super().to_dict() | {"custom_pipelines": copy.deepcopy(_PIPELINES)}
 
     def validate_architecture(self):
         """Part of `@strict`: refuses shapes that no model can be built from."""

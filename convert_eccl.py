@@ -148,6 +148,12 @@ class _Checkpoint:
         if not isinstance(value, torch.Tensor) or not value.is_floating_point():
             kind = value.dtype if isinstance(value, torch.Tensor) else type(value).__name__
             raise ValueError(f"{self.path}: {key} is {kind}, it must be a tensor of floating point numbers")
+        if value.layout != torch.strided or value.is_meta:
+            raise ValueError(
+                f"{self.path}: {key} is no plain tensor but {'on meta' if value.is_meta else value.layout}"
+            )
+        if not value.isfinite().all():
+            raise ValueError(f"{self.path}: {key} holds NaN or infinity")
         if value.ndim != dims:
             raise ValueError(f"{self.path}: {key} has the shape {tuple(value.shape)}, it must have {dims} dimensions")
         self.used.add(key)
@@ -404,7 +410,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--prompt_depth", type=int, default=12, help="Layers with fresh prompts.")
     parser.add_argument("--push_to_hub", metavar="NAME", help="Publish the folder as the model USER/NAME.")
     values = parser.parse_args(arguments)
-    output_dir = Path(values.output_dir)
+    output_dir = Path(values.output_dir).expanduser().resolve()
     try:
         if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
             raise FileExistsError(f"{output_dir} exists and is not an empty folder: nothing is written over it")
@@ -412,9 +418,9 @@ def main(arguments: list[str]) -> None:
             values.checkpoint, tuple(values.image_size), values.num_prompt_tokens, values.prompt_depth
         )
         processor = _make_processor(model.config, values.tokenizer)
+        _save_whole(output_dir, model, processor)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
-    _save_whole(output_dir, model, processor)
     print(f"{output_dir}: {sum(tensor.numel() for tensor in model.parameters()):,} parameters")
     if not isinstance(processor, ECCLProcessor):
         print("no --tokenizer, and its vocabulary is not CLIP's: AutoModel loads it, AutoProcessor does not")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from peft import PeftConfig
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 from transformers import CLIPTokenizer, PreTrainedConfig
 from transformers.utils.peft_utils import find_adapter_config_file
 
@@ -18,9 +18,8 @@ from .data_eccl import embed_captions, embed_images
 from .lora_eccl import load_adapter, merge_lora
 from .losses_eccl import unit_rows
 from .modeling_eccl import ECCLModel
+from .pipeline_eccl import IMAGE_SUFFIXES
 from .processing_eccl import ECCLProcessor
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ class _ImageFiles(Sequence):
     def __getitem__(self, index: int) -> dict[str, Image.Image]:
         try:
             with Image.open(self.paths[index]) as image:
-                return {"image": image.convert("RGB")}
+                return {"image": ImageOps.exif_transpose(image).convert("RGB")}
         except OSError as error:
             raise ValueError(f"{self.paths[index]} cannot be read as an image: {error}") from error
 

@@ -29,8 +29,10 @@ def _check_batch(image_features: torch.Tensor, text_features: torch.Tensor, labe
             f"image_features are {tuple(image_features.shape)} and text_features {tuple(text_features.shape)}: "
             "a pair has a row in each, so the shapes must be equal"
         )
-    if labels is not None and len(labels) != len(image_features):
-        raise ValueError(f"there are {len(labels)} ids for {len(image_features)} pairs: one id a pair is needed")
+    if labels is not None and labels.shape != (len(image_features),):
+        raise ValueError(
+            f"the ids have the shape {tuple(labels.shape)} for {len(image_features)} pairs: one id a pair is needed"
+        )
 
 
 def _check_positive(name: str, value: float) -> None:
@@ -61,10 +63,12 @@ def triplet_alignment_loss(
         The sum over the batch and both directions.
 
     Raises:
-        ValueError: shapes that do not agree, a temperature that is not positive.
+        ValueError: shapes that do not agree, a temperature that is not positive, a negative margin.
     """
     _check_batch(image_features, text_features, person_ids)
     _check_positive("temperature", temperature)
+    if margin < 0:
+        raise ValueError(f"margin is {margin}, it must not be negative")
     similarities = cosine_similarity_matrix(text_features, image_features)
     positive = person_ids[:, None] == person_ids[None, :]
     has_negative = ~positive.all(dim=1)
@@ -107,6 +111,8 @@ def similarity_distribution_matching_loss(
         The mean over the batch, summed over both directions.
     """
     _check_batch(image_features, text_features, person_ids)
+    if not 0 <= image_id_factor <= 1:
+        raise ValueError(f"image_id_factor is {image_id_factor}, it must be between 0 and 1")
     weights = (person_ids[:, None] == person_ids[None, :]).float()
     if image_ids is not None:
         _check_batch(image_features, text_features, image_ids)
@@ -162,10 +168,10 @@ def identity_classification_loss(
     Raises:
         ValueError: shapes that do not agree.
     """
-    if image_logits.shape != text_logits.shape or len(labels) != len(image_logits):
+    if image_logits.shape != text_logits.shape or labels.shape != (len(image_logits),):
         raise ValueError(
             f"image_logits are {tuple(image_logits.shape)}, text_logits {tuple(text_logits.shape)} and there are "
-            f"{len(labels)} labels: each pair needs a row in both and one label"
+            f"labels of shape {tuple(labels.shape)}: each pair needs a row in both and one label"
         )
     return sum(nn.functional.cross_entropy(logits.float(), labels) for logits in (image_logits, text_logits)) / 2
 

@@ -61,7 +61,13 @@ class CrossModalMemory(nn.Module):
 
         Returns:
             `loss_image_to_text` (images against text rows) and `loss_text_to_image`, each a mean over the batch.
+
+        Raises:
+            ValueError: a person that has no row.
         """
+        has_row = (person_ids[:, None] == self.row_person_ids[None, :]).any(dim=1)
+        if not has_row.all():
+            raise ValueError(f"person {int(person_ids[~has_row][0])} has no row in the memory")
         return (
             self._loss(image_features, self.text_rows, person_ids),
             self._loss(text_features, self.image_rows, person_ids),
@@ -104,8 +110,12 @@ class CrossModalMemory(nn.Module):
             rows: `(items,)`: the row of each item; every row must have one.
 
         Raises:
-            ValueError: a row without items.
+            ValueError: a row without items, or an item without a row.
         """
+        if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < len(self.image_rows):
+            raise ValueError(
+                f"rows go from {int(rows.min())} to {int(rows.max())}, the memory has {len(self.image_rows)} of them"
+            )
         counts = torch.bincount(rows, minlength=len(self.image_rows))
         if not counts.all():
             raise ValueError(f"row {int((counts == 0).nonzero()[0])} of the memory has no item to start from")

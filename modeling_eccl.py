@@ -1,4 +1,9 @@
-"""ECCL's model: CLIP's two encoders for person-shaped images, with deep prompts coupled between them."""
+"""ECCL's model: CLIP's two encoders for person-shaped images, with deep prompts coupled between them.
+
+A checkpoint carries this file, and with it each file that it names so (transformers reads lines, also in this text):
+
+    from .pipeline_eccl import TextToPersonRetrievalPipeline
+"""
 
 import copy
 from dataclasses import dataclass

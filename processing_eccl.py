@@ -14,13 +14,25 @@ from .configuration_eccl import ECCLConfig
 
 # What CLIP's own clean-up writes plainly: curly quotes, typographic ligatures and full-width forms; controls go.
 _PLAIN_CHARACTERS = (
-    {code: None for code in (*range(9), 11, *range(14, 32), 127, 0xFEFF)}
+    {
+        code: None
+        for code in (*range(9), 11, *range(14, 32), 127, *range(0x206A, 0x2070), 0xFEFF, *range(0xFFF9, 0xFFFD))
+    }
     | dict.fromkeys((0x02BC, *range(0x2018, 0x201C)), "'")
     | dict.fromkeys(range(0x201C, 0x2020), '"')
     | {code: unicodedata.normalize("NFKC", chr(code)) for code in (0x3000, *range(0xFB00, 0xFB07))}
     | {code: unicodedata.normalize("NFKC", chr(code)) for code in (*range(0xFF01, 0xFFA0), *range(0xFFE0, 0xFFEF))}
 )
-_NOT_ASCII = re.compile(r"[^\x00-\x7f]{2,}")
+# What the bytes that continue a character in UTF-8 become when they are read as Windows-1252, which leaves five of them
+# undefined: decoders pass those through.
+_CONTINUATIONS = {
+    bytes([byte]).decode("cp1252" if byte not in (0x81, 0x8D, 0x8F, 0x90, 0x9D) else "latin-1"): byte
+    for byte in range(0x80, 0xC0)
+}
+_CONTINUATION = f"[{re.escape(''.join(_CONTINUATIONS))}]"
+# Latin letters and signs start with C2 or C3 in UTF-8, curly quotes and dashes with E2. Other leads are letters that
+# stand before a curly quote in honest text.
+_MISREAD = re.compile(f"[\u00c2\u00c3]{_CONTINUATION}|\u00e2{_CONTINUATION}{{2}}")
 
 
 def clean_caption(caption: str) -> str:
@@ -30,21 +42,17 @@ def clean_caption(caption: str) -> str:
     straight, ligatures and full-width letters plain, control characters dropped, and all is lower case. Whitespace is
     the tokenizer's to collapse.
     """
-    caption = _NOT_ASCII.sub(_repair_encoding, caption)
+    caption = _MISREAD.sub(_repair, caption)
     return html.unescape(html.unescape(caption)).translate(_PLAIN_CHARACTERS).lower()
 
 
-def _repair_encoding(match: re.Match) -> str:
-    """`â€™` is the three bytes of an apostrophe, read one by one: well-formed UTF-8 does not come about by chance."""
+def _repair(match: re.Match) -> str:
+    """`â€™` is the three bytes of an apostrophe, read one by one."""
+    lead, *rest = match[0]
     try:
-        return b"".join(map(_windows_1252, match[0])).decode("utf-8")
-    except UnicodeError:
+        return bytes([ord(lead), *(_CONTINUATIONS[character] for character in rest)]).decode("utf-8")
+    except UnicodeDecodeError:
         return match[0]
-
-
-def _windows_1252(character: str) -> bytes:
-    # Windows-1252 leaves five bytes undefined; decoders pass them through.
-    return character.encode("latin-1" if "\x80" <= character <= "\x9f" else "cp1252")
 
 
 class ECCLImageProcessor(CLIPImageProcessorPil):

@@ -280,6 +280,8 @@ class ECCLTrainer(Trainer):
         ).to(self.args.device)
         self._part_sums: dict[str, torch.Tensor] = {}
         self._part_count = 0
+        # A sampler that cannot be is refused now, before the memories take a pass over the training set.
+        self._get_train_sampler()
 
     def _get_train_sampler(self, train_dataset: CaptionPairs | None = None) -> PairSampler | IdentitySampler:
         pairs = self.train_dataset if train_dataset is None else train_dataset
@@ -287,7 +289,14 @@ class ECCLTrainer(Trainer):
         if self.args.sampler == "random":
             return PairSampler(len(pairs), seed)
         # Batch i goes to process i modulo their number: so many in a row make one batch of the objective.
-        persons_per_batch = self.args.train_batch_size * self.args.world_size // self.args.pairs_per_person
+        batch_size = self.args.train_batch_size * self.args.world_size
+        persons_per_batch = batch_size // self.args.pairs_per_person
+        if persons_per_batch > pairs.num_persons:
+            raise ValueError(
+                f"a batch of {batch_size} pairs with pairs_per_person {self.args.pairs_per_person} needs "
+                f"{persons_per_batch} persons, the training split has {pairs.num_persons}: lower "
+                "per_device_train_batch_size or raise pairs_per_person"
+            )
         return IdentitySampler(
             pairs.person_labels[pairs.row_of_pair], persons_per_batch, self.args.pairs_per_person, seed
         )

@@ -9,7 +9,18 @@ from pathlib import Path
 
 import datasets
 
-from .annotations import SPLIT_ALIASES, SPLITS, Layout, SplitSize, find_annotation, read_records, size_differences
+from . import annotations
+from .annotations import (
+    SPLIT_ALIASES,
+    SPLITS,
+    Layout,
+    SplitSize,
+    find_annotation,
+    left_out,
+    listed,
+    read_records,
+    size_differences,
+)
 
 FEATURES = datasets.Features(
     {
@@ -47,13 +58,16 @@ class PersonRetrievalConfig(datasets.BuilderConfig):
 
 
 def _fingerprint(annotation: Path) -> str:
-    """Of the annotation's content, and of the size and time of every file below `imgs/`."""
+    """Of the annotation's content, of the place, size and times of every file below `imgs/`, and of what is checked."""
     digest = hashlib.sha256(annotation.read_bytes())
+    digest.update(Path(annotations.__file__).read_bytes())
     for folder, subfolders, files in os.walk(annotation.parent / "imgs"):
         subfolders.sort()
         for name in sorted(files):
             status = os.stat(os.path.join(folder, name), follow_symlinks=False)
-            digest.update(f"{folder}/{name} {status.st_size} {status.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
+            # A change of permissions, too, is one that the second time tells.
+            line = f"{folder}/{name} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}\n"
+            digest.update(line.encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
 
 
@@ -93,15 +107,29 @@ class PersonRetrievalBuilder(datasets.GeneratorBasedBuilder):
         return find_annotation(self.config.data_dir, self.config.layout)
 
     def as_dataset(self, split=None, in_memory: bool = False):
+        self._warn_of_left_out()
         return super().as_dataset(canonical_split(split), in_memory)
 
     def as_streaming_dataset(self, split=None, base_path: str | None = None):
-        return super().as_streaming_dataset(canonical_split(split), base_path)
+        rows = super().as_streaming_dataset(canonical_split(split), base_path)
+        self._warn_of_left_out()
+        return rows
+
+    @property
+    def _known_images(self) -> Path:
+        return Path(self._cache_dir_root) / "eccl-checked-images" / f"{_fingerprint(self.annotation)}.json"
+
+    def _warn_of_left_out(self) -> None:
+        """At every load: rows that come from the cache lack what was left out when it was made."""
+        if self.config.on_bad_image == "skip":
+            count, lines = left_out(self._known_images)
+            if count:
+                message = f"{self.annotation}: {count} unreadable images are left out: {listed(lines)}"
+                warnings.warn(message, stacklevel=3)
 
     def _split_generators(self, dl_manager) -> list[datasets.SplitGenerator]:
         layout, annotation = self.config.layout, self.annotation
-        all_good = Path(self._cache_dir_root) / "eccl-checked-images" / _fingerprint(annotation)
-        records = read_records(annotation, layout, self.config.on_bad_image, all_good)
+        records = read_records(annotation, layout, self.config.on_bad_image, self._known_images)
         by_split = {split: [record for record in records if record["split"] == split] for split in SPLITS}
         sizes = {
             split: SplitSize.of((record["person_id"] for record in own), (record["captions"] for record in own))

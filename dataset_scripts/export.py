@@ -6,8 +6,8 @@ python -m eccl.dataset_scripts.export cuhk_pedes --data_dir /data/CUHK-PEDES --o
 import argparse
 import json
 import os
-import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import datasets
@@ -67,7 +67,7 @@ def make_card(
     data = DatasetCardData(
         language="en",
         license="apache-2.0" if synthetic else "other",
-        license_name=None if synthetic else f"{builder.config.name}-terms",
+        license_name=None if synthetic else f"{builder.config.name.replace('_', '-')}-terms",
         license_link=None if synthetic else builder.homepage,
         pretty_name=builder.config.layout.folder,
         tags=["person-retrieval", "text-to-image-retrieval"],
@@ -116,24 +116,22 @@ def export(builder: datasets.DatasetBuilder, output_dir: Path, shard_bytes: int 
     Raises:
         FileExistsError: `output_dir` is not empty.
     """
+    check_new(output_dir)
+    splits = builder.as_dataset()
+    output_dir.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output_dir.parent, prefix=f".{output_dir.name}-") as unfinished:
+        folder = Path(unfinished) / "export"
+        info = write_parquet(splits, folder, shard_bytes)
+        (folder / "README.md").write_text(make_card(builder, splits, info, builder.annotation.parent), encoding="utf-8")
+        if builder.config.name == _SYNTHETIC:
+            draw_contact_sheet(splits["test" if "test" in splits else "train"]).save(folder / _SHEET, quality=85)
+        folder.replace(output_dir)
+
+
+def check_new(output_dir: Path) -> None:
+    """Raises `FileExistsError` where something would be written over."""
     if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
         raise FileExistsError(f"{output_dir} exists and is not an empty folder: nothing is written over it")
-    splits = builder.as_dataset()
-    partial = output_dir.with_name(f"{output_dir.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        info = write_parquet(splits, partial, shard_bytes)
-        data_dir = builder.annotation.parent
-        card = make_card(builder, splits, info, data_dir)
-        (partial / "README.md").write_text(card, encoding="utf-8")
-        if builder.config.name == _SYNTHETIC:
-            draw_contact_sheet(splits["test" if "test" in splits else "train"]).save(partial / _SHEET, quality=85)
-        if output_dir.exists():
-            output_dir.rmdir()
-        partial.rename(output_dir)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
 
 
 def push(folder: Path, name: str, public: bool) -> str:
@@ -172,8 +170,9 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.public and not options.push_to_hub:
         parser.error("--public is about --push_to_hub, which is not given")
-    output_dir = Path(options.output_dir)
+    output_dir = Path(options.output_dir).expanduser().absolute()
     try:
+        check_new(output_dir)
         builder = datasets.load_dataset_builder(
             options.name, data_dir=options.data_dir, on_bad_image=options.on_bad_image
         )
@@ -181,7 +180,7 @@ def main(arguments: list[str] | None = None) -> None:
         export(builder, output_dir)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
-    print(f'{output_dir}: datasets.load_dataset("{output_dir}") reads it anywhere')
+    print(f'{options.output_dir}: datasets.load_dataset("{options.output_dir}") reads it anywhere')
     if options.push_to_hub:
         try:
             name = push(output_dir, options.push_to_hub, options.public)

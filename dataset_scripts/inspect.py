@@ -54,12 +54,12 @@ def caption_lengths(captions: Sequence[str], tokenizer: CLIPTokenizer, limit: in
     )
 
 
-def image_sizes(paths: Sequence[str]) -> Counter[tuple[int, int]]:
-    """How many images have each width and height, read from their headers."""
+def image_kinds(paths: Sequence[str]) -> Counter[tuple[int, int, str]]:
+    """How many images have each width, height and mode (Pillow's: RGB, L, I;16, ...), read from their headers."""
 
-    def read(path: str) -> tuple[int, int]:
+    def read(path: str) -> tuple[int, int, str]:
         with Image.open(path) as image:
-            return image.size
+            return (*image.size, image.mode)
 
     with ThreadPoolExecutor() as pool:
         return Counter(tqdm(pool.map(read, paths), total=len(paths), desc="image sizes", unit="image", leave=False))
@@ -132,8 +132,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--sheet", default="contact_sheet.png", help="the picture to write")
     parser.add_argument("--seed", type=int, default=0, help="of the rows in the picture")
     options = parser.parse_args(arguments)
-    tokenizer = CLIPTokenizer.from_pretrained(options.tokenizer) if options.tokenizer else clip_tokenizer()
+    sheet = Path(options.sheet).expanduser().absolute()
     try:
+        if sheet.suffix.lower() not in Image.registered_extensions():
+            raise ValueError(f"{sheet} does not end as a picture does, in .png for one")
+        if not sheet.parent.is_dir():
+            raise FileNotFoundError(f"{sheet.parent} is not a folder: the picture cannot be written there")
+        tokenizer = CLIPTokenizer.from_pretrained(options.tokenizer) if options.tokenizer else clip_tokenizer()
         builder = datasets.load_dataset_builder(
             options.name, data_dir=options.data_dir, on_bad_image=options.on_bad_image
         )
@@ -155,16 +160,21 @@ def main(arguments: list[str] | None = None) -> None:
         for rows in splits.values()
         for image in rows.cast_column("image", datasets.Image(decode=False))["image"]
     ]
-    sizes = image_sizes(paths)
-    widths, heights = (sorted(size[axis] for size in sizes.elements()) for axis in (0, 1))
-    common = ", ".join(f"{width} x {height} ({count:,})" for (width, height), count in sizes.most_common(3))
+    kinds = image_kinds(paths)
+    widths, heights = (sorted(kind[axis] for kind in kinds.elements()) for axis in (0, 1))
+    common = ", ".join(
+        f"{width} x {height} {mode} ({count:,})" for (width, height, mode), count in kinds.most_common(3)
+    )
     print(
         f"images, width x height: {widths[0]} to {widths[-1]} x {heights[0]} to {heights[-1]}, median "
         f"{statistics.median(widths):g} x {statistics.median(heights):g}, most often {common}"
     )
+    deep = sum(count for (_, _, mode), count in kinds.items() if mode.startswith(("I", "F")))
+    if deep:
+        print(f"{deep:,} images have more than 8 bits a channel: all above 255 becomes white, convert them first")
     everything = datasets.concatenate_datasets(list(splits.values()))
-    draw_contact_sheet(everything, seed=options.seed).save(options.sheet)
-    print(f"written: {Path(options.sheet)}")
+    draw_contact_sheet(everything, seed=options.seed).save(sheet)
+    print(f"written: {sheet}")
 
 
 if __name__ == "__main__":

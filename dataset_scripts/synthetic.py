@@ -10,7 +10,7 @@ import argparse
 import json
 import os
 import random
-import shutil
+import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -199,7 +199,7 @@ def write_benchmark(benchmark: SyntheticBenchmark, output_dir: str | Path, num_w
     Raises:
         FileExistsError: the folder holds anything else.
     """
-    output_dir = Path(output_dir)
+    output_dir = Path(output_dir).expanduser().absolute()
     labels_file = output_dir / LABELS_FILE
     if labels_file.is_file():
         report = json.loads(labels_file.read_text(encoding="utf-8"))
@@ -209,17 +209,11 @@ def write_benchmark(benchmark: SyntheticBenchmark, output_dir: str | Path, num_w
         raise FileExistsError(
             f"{output_dir} is not empty and does not hold this benchmark: remove it or name another folder"
         )
-    partial = output_dir.with_name(output_dir.name + ".partial")
-    if partial.exists():
-        shutil.rmtree(partial)
-    try:
-        report = _draw_all(benchmark, partial, num_workers)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    if output_dir.exists():
-        output_dir.rmdir()
-    partial.rename(output_dir)
+    output_dir.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output_dir.parent, prefix=f".{output_dir.name}-") as unfinished:
+        folder = Path(unfinished) / "benchmark"
+        report = _draw_all(benchmark, folder, num_workers)
+        folder.replace(output_dir)
     return report
 
 

@@ -131,7 +131,8 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> None:
     options = parse_arguments(arguments)
-    state = PartialState()
+    # Without being told, accelerate takes processes without a GPU for strangers.
+    state = PartialState(cpu=not torch.accelerator.is_available())
     directions = tuple(DIRECTIONS) if options.direction == "both" else (options.direction,)
     results, curves, first = [], {}, None
     for name in options.model:

@@ -224,6 +224,8 @@ def put(key, value):
         (ECCL, put("image_encoder.conv1.weight", torch.ones(128, 3)), r"conv1.weight .*\(128, 3\).*4 dimensions"),
         (ECCL, put("logit_scale", 3), "logit_scale is int, it must be a tensor"),
         (ECCL, put(f"{LAYER}.ln_1.bias", torch.ones(128, dtype=torch.int64)), "ln_1.bias is torch.int64"),
+        (ECCL, put("logit_scale", torch.tensor(float("nan"))), "logit_scale holds NaN or infinity"),
+        (ECCL, put("image_encoder.proj", torch.eye(128, 48).to_sparse()), "image_encoder.proj is no plain tensor"),
         (IRRA, drop("base_model.text_projection"), "base_model.text_projection is missing"),
         (IRRA, put("head.weight", torch.ones(2)), "unknown keys head.weight"),
         (IRRA, put("base_model.visual.attnpool", torch.ones(2)), "unknown keys base_model.visual.attnpool"),
@@ -370,6 +372,15 @@ def test_the_command_writes_over_nothing(tmp_path):
     with pytest.raises(SystemExit, match=r"missing.pth does not exist"):
         convert(tmp_path / "missing.pth", tmp_path / "new")
     assert not (tmp_path / "new").exists()
+    with pytest.raises(SystemExit, match=r"error: .*mine.txt"):
+        convert(CLIP, tmp_path / "out" / "mine.txt" / "deeper")
+
+
+def test_the_command_fills_the_folder_that_it_is_in(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    convert(CLIP, ".")
+    assert (tmp_path / "here" / "model.safetensors").is_file()
 
 
 def test_what_cannot_be_saved_whole_is_not_saved(tmp_path, monkeypatch):
@@ -377,7 +388,7 @@ def test_what_cannot_be_saved_whole_is_not_saved(tmp_path, monkeypatch):
         raise OSError("No space left on device")
 
     monkeypatch.setattr(convert_eccl.ECCLImageProcessor, "save_pretrained", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(SystemExit, match="error: No space"):
         convert(CLIP, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 

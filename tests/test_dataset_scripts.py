@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import warnings
 
 import datasets
@@ -201,7 +202,9 @@ def test_a_folder_that_is_missing_is_named_once_with_its_records(make_raw):
         load_train(root)
     assert f"the folder {root}/imgs/CUHK01 does not exist: 3 records point there, record 0 first" in str(error.value)
     assert f"record 4: 'Market/deep/4.jpg' does not exist, nor does its folder {root}/imgs/Market" in str(error.value)
-    with pytest.warns(UserWarning, match=r"4 unreadable images are left out(.|\n)*CUHK01 does not exist: 3 records"):
+    records[4]["file_path"] = "cam_a/4.jpg"
+    write_records(root, records)
+    with pytest.warns(UserWarning, match=r"3 unreadable images are left out(.|\n)*CUHK01 does not exist: 3 records"):
         rows = load_train(root, on_bad_image="skip")
     assert rows["file_path"] == ["cam_a/1.png"]
 
@@ -247,6 +250,15 @@ UNUSUAL_FAULTS = [
     (r'[{"split": "train", "id": 1, "captions": ["a"], "file_path": "\ud800"}]', "a path that a file can have"),
     ('[{"split": "train", "id": 1, "captions": ["a"], "file_path": "' + "x" * 5000 + '"}]', "record 0: .*too long"),
     ('[{"split": "train", "id": 1, "captions": ["a"], "file_path": "cam_a"}]', "record 0: 'cam_a' is a folder"),
+    ('[{"id": 1, "id": 2, "split": "train", "captions": ["a"], "file_path": "a"}]', "record 0: gives a key twice"),
+    (
+        r'[{"split": "train", "id": 1, "captions": ["\u0001&nbsp;."], "file_path": "a"}]',
+        r"captions\[0\] is .*a sentence",
+    ),
+    (
+        '[{"split": "' + "x" * 9999 + '", "id": 1, "captions": ["a"], "file_path": "a"}]',
+        r"split is 'x+\.\.\. \(10,001 characters\), it",
+    ),
     ('[{"split": ["train"], "id": 1, "captions": ["a"], "file_path": "a"}]', r"split is \['train'\]"),
     ('[{"split": "train", "id": 1.0, "captions": {"a": 1}, "file_path": 3}]', "3 problems"),
 ]
@@ -266,6 +278,7 @@ def test_links_in_a_circle_and_bombs_are_named(make_raw, monkeypatch):
     os.symlink(root / "imgs" / "cam_a" / "2.jpg", root / "imgs" / "cam_a" / "2.jpg")
     with pytest.raises(ValueError, match="record 2: "):
         load_train(root)
+    root, _ = make_raw("other")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(ValueError, match=r"record 0: .*decompression bomb"):
         load_train(root)
@@ -288,7 +301,7 @@ def some_records(draw):
         "split": st.sampled_from(["train", "train", "val", "validation", "test", "Train", None, 3]),
         "id": st.one_of(st.integers(-3, 3), st.sampled_from([True, "1", 1.5, 2**40, None])),
         "captions": st.one_of(
-            st.lists(st.sampled_from(["a man", "x", "Ünïcode", " ", 7]), max_size=3), st.just("a man"), st.none()
+            st.lists(st.sampled_from(["a man", "x", "Ünïcode", " ", ".", 7]), max_size=3), st.just("a man"), st.none()
         ),
         "file_path": st.sampled_from([*FILES, "./a.png", "../a.png", "/a.png", "sub/../b.jpg", "", 5, None]),
     }
@@ -315,7 +328,7 @@ def plain_reader(records):
         split = "val" if split == "validation" else split
         fine = split in ("train", "val", "test") and type(person) is int and abs(person) < 2**31
         fine = fine and isinstance(captions, list) and len(captions) > 0
-        fine = fine and all(isinstance(caption, str) and caption.strip() for caption in captions)
+        fine = fine and all(isinstance(caption, str) and caption.strip(" .") for caption in captions)
         fine = fine and isinstance(path, str) and path != "" and not path.startswith("/") and ".." not in path
         if not fine:
             faulty.add(number)
@@ -358,3 +371,67 @@ def test_any_annotation_is_read_as_the_rules_say_or_refused_with_every_faulty_re
     else:
         read = annotations.read_records(disk / "x.json", layout)
         assert [{name: row[name] for name in rows[0]} for row in read] == rows
+
+
+def test_rows_hold_from_any_working_directory(make_raw, monkeypatch, tmp_path):
+    root, _ = make_raw()
+    monkeypatch.chdir(root.parent)
+    rows = datasets.load_dataset("cuhk_pedes", data_dir=root.name, split="train")
+    monkeypatch.chdir("/")
+    assert rows[0]["image"].size == (37, 91)
+    # The same set elsewhere, by the same relative name, has rows of its own.
+    shutil.copytree(root, tmp_path / "elsewhere" / root.name)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    other = datasets.load_dataset("cuhk_pedes", data_dir=root.name, split="train")
+    path = other.cast_column("image", datasets.Image(decode=False))[0]["image"]["path"]
+    assert path.startswith(str(tmp_path / "elsewhere"))
+
+
+def test_one_picture_in_two_records_through_a_link_is_named(make_raw):
+    root, records = make_raw()
+    images = root / "imgs" / "cam_a"
+    (images / "5.png").unlink()
+    os.symlink(images / "0.jpg", images / "5.png")
+    with pytest.raises(ValueError, match=r"record 5: 'cam_a/5.png' is by a link the file 'cam_a/0.jpg' of record 0"):
+        load_train(root)
+    (images / "5.png").unlink()
+    os.symlink(images, root / "imgs" / "again")
+    records[5]["file_path"] = "again/0.jpg"
+    write_records(root, records)
+    with pytest.raises(ValueError, match=r"record 5: 'again/0.jpg' is by a link the file 'cam_a/0.jpg' of record 0"):
+        load_train(root, on_bad_image="skip")
+
+
+def test_what_is_skipped_is_said_at_every_load_and_no_split_goes_with_it(make_raw):
+    root, _ = make_raw()
+    truncate(root)
+    for streaming in (False, False, True, True):
+        with pytest.warns(UserWarning, match=r"1 unreadable images are left out: \n- record 2"):
+            rows = load_train(root, on_bad_image="skip", streaming=streaming)
+        assert len(list(rows)) == 3
+    (root / "imgs" / "cam_a" / "4.jpg").write_bytes(b"")
+    with pytest.raises(ValueError, match="no image of split val can be read"):
+        load_train(root, on_bad_image="skip")
+
+
+def test_a_mended_permission_is_noticed(make_raw):
+    root, _ = make_raw()
+    file = root / "imgs" / "cam_a" / "2.jpg"
+    content, status = file.read_bytes(), file.stat()
+    file.write_bytes(b"\xff" * len(content))
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+    with pytest.raises(ValueError, match="record 2"):
+        load_train(root)
+    # Of the same size, with the same time: only the time of the change tells.
+    file.write_bytes(content)
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert len(load_train(root)) == 4
+
+
+def test_two_annotations_that_differ_are_refused(make_raw):
+    root, records = make_raw("ICFG-PEDES", "ICFG-PEDES.json")
+    write_records(root, records, "ICFG_PEDES.json")
+    assert len(datasets.load_dataset("icfg_pedes", data_dir=str(root), split="train")) == 4
+    write_records(root, records[:3], "ICFG_PEDES.json")
+    with pytest.raises(ValueError, match=r"ICFG-PEDES.json and .*ICFG_PEDES.json are both there and differ"):
+        datasets.load_dataset("icfg_pedes", data_dir=str(root))

@@ -103,11 +103,14 @@ def test_nothing_is_written_over_or_half_written(make_raw, tmp_path, monkeypatch
     def full(*arguments):
         raise OSError("No space left on device")
 
+    (tmp_path / "new.partial").mkdir()
+    (tmp_path / "new.partial" / "mine.txt").write_text("mine")
     before = set(tmp_path.iterdir())
     monkeypatch.setattr(export, "make_card", full)
     with pytest.raises(SystemExit, match="No space left"):
         run("cuhk_pedes", root, tmp_path / "new")
     assert set(tmp_path.iterdir()) == before
+    assert (tmp_path / "new.partial" / "mine.txt").is_file()
 
 
 class Hub:

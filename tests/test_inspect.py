@@ -1,4 +1,5 @@
 import datasets
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -33,6 +34,18 @@ def test_what_is_wrong_is_said_in_a_line_and_nothing_is_drawn(make_raw, tmp_path
     with pytest.warns(UserWarning, match="1 unreadable images are left out"):
         inspect.main([*arguments, "--on_bad_image", "skip"])
     assert (tmp_path / "sheet.png").is_file()
+    for name in ("sheet.xyz", "nowhere/sheet.png"):
+        with pytest.raises(SystemExit, match=r"error: .*(sheet.xyz|nowhere)"):
+            inspect.main([*arguments[:-1], str(tmp_path / name)])
+    with pytest.raises(SystemExit, match="error: "):
+        inspect.main([*arguments, "--tokenizer", str(tmp_path / "none")])
+
+
+def test_deep_images_are_remarked_on(make_raw, tmp_path, capsys):
+    root, _ = make_raw()
+    Image.fromarray(np.full((20, 10), 4000, np.uint16)).save(root / "imgs" / "cam_a" / "1.png")
+    inspect.main(["cuhk_pedes", "--data_dir", str(root), "--sheet", str(tmp_path / "sheet.png")])
+    assert "1 images have more than 8 bits a channel" in capsys.readouterr().out
 
 
 def test_caption_lengths_are_those_of_a_list():

@@ -7,12 +7,13 @@ import pytest
 
 from helpers import ROOT
 
-HUB_FILES = {"configuration_eccl", "modeling_eccl", "processing_eccl"}
+HUB_FILES = {"configuration_eccl", "modeling_eccl", "processing_eccl", "pipeline_eccl"}
 # Beside the standard library: packages, and files of this project.
 ALLOWED = {
     "configuration_eccl": {"transformers", "huggingface_hub"},
     "modeling_eccl": {"torch", "transformers", "huggingface_hub", ".configuration_eccl"},
     "processing_eccl": {"transformers", "numpy", "PIL", ".configuration_eccl"},
+    "pipeline_eccl": {"torch", "transformers", "PIL"},
     "losses_eccl": {"torch"},
     "memory_eccl": {"torch", ".losses_eccl"},
     "lora_eccl": {"peft", ".configuration_eccl", ".modeling_eccl"},

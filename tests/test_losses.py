@@ -166,8 +166,10 @@ def test_attribute_loss_equals_a_loop_and_passes_over_missing_labels():
     ("arguments", "message"),
     [
         ((torch.ones(2, 4), torch.ones(3, 4), torch.zeros(2)), r"\(2, 4\).*\(3, 4\)"),
-        ((torch.ones(2, 4), torch.ones(2, 4), torch.zeros(3)), "3 ids for 2 pairs"),
+        ((torch.ones(2, 4), torch.ones(2, 4), torch.zeros(3)), r"ids have the shape \(3,\) for 2 pairs"),
+        ((torch.ones(2, 4), torch.ones(2, 4), torch.zeros(2, 1)), r"ids have the shape \(2, 1\) for 2 pairs"),
         ((torch.ones(2, 4), torch.ones(2, 4), torch.zeros(2), 0.0), "temperature is 0.0"),
+        ((torch.ones(2, 4), torch.ones(2, 4), torch.zeros(2), 0.02, -1.0), "margin is -1.0"),
     ],
 )
 def test_bad_input_is_named(arguments, message):
@@ -187,7 +189,9 @@ def test_bad_input_is_named(arguments, message):
 def test_pairs_that_are_none_are_named(loss):
     with pytest.raises(ValueError, match=r"\(2, 4\).*\(3, 4\)"):
         loss(torch.ones(2, 4), torch.ones(3, 4))
-    with pytest.raises(ValueError, match="3 ids for 2 pairs"):
+    with pytest.raises(ValueError, match=r"ids have the shape \(3,\) for 2 pairs"):
         similarity_distribution_matching_loss(
             torch.ones(2, 4), torch.ones(2, 4), torch.zeros(2), image_ids=torch.ones(3)
         )
+    with pytest.raises(ValueError, match="image_id_factor is 2, it must be between 0 and 1"):
+        similarity_distribution_matching_loss(torch.ones(2, 4), torch.ones(2, 4), torch.zeros(2), image_id_factor=2)

@@ -93,6 +93,22 @@ def test_padding_attention_mask_and_batch_order_do_not_matter(tiny_model, tiny_b
     torch.testing.assert_close(tiny_model.get_text_features(input_ids[:1, :6]), features[:1])
 
 
+def test_features_before_pooling_are_those_that_are_pooled(tiny_model, tiny_batch):
+    input_ids, pixels = tiny_batch["input_ids"], tiny_batch["pixel_values"]
+    tokens, patches = tiny_model.get_token_features(input_ids), tiny_model.get_patch_features(pixels)
+    assert tokens.shape == (3, 12, 24) and patches.shape == (3, 4, 2, 24)
+    at_end = tokens[torch.arange(3), torch.tensor([5, 11, 8])]
+    torch.testing.assert_close(at_end, tiny_model.get_text_features(input_ids))
+    # The last layer's patches, under the layer norm and the projection that pool the class token.
+    seen = []
+    hook = tiny_model.vision_model.encoder.layers[-1].register_forward_hook(lambda *call: seen.append(call[-1]))
+    tiny_model.get_image_features(pixels)
+    hook.remove()
+    hidden = seen[0][0] if isinstance(seen[0], tuple) else seen[0]
+    expected = tiny_model.visual_projection(tiny_model.vision_model.post_layernorm(hidden[:, 1:9]))
+    torch.testing.assert_close(patches.flatten(1, 2), expected)
+
+
 def test_logits_are_scaled_cosines_and_absent_inputs_give_none(tiny_model, tiny_batch):
     output = tiny_model(**tiny_batch)
     for text in range(3):

@@ -1,6 +1,10 @@
+import subprocess
+import sys
+
 import evaluate
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -42,6 +46,103 @@ def test_figures_equal_sorting_every_row_ties_included(data):
     assert ours == pytest.approx(brute_force(rows.tolist(), query_ids, gallery_ids, ks=(1, 2, 5)))
 
 
+@pytest.mark.parametrize("gallery_size", [1, 40, 2039, 2040, 2041, 5000])
+def test_many_relevant_images_and_long_rows_are_counted_right(gallery_size):
+    """More relevant images than are looked at together, and rows around the sizes at which counts are packed."""
+    generator = np.random.default_rng(gallery_size)
+    gallery_ids = generator.integers(0, 4, gallery_size)
+    gallery_ids[: min(4, gallery_size)] = np.arange(min(4, gallery_size))
+    query_ids = generator.choice(gallery_ids, 9)
+    for rows in (
+        generator.standard_normal((9, gallery_size)).astype(np.float32),
+        generator.integers(0, 3, (9, gallery_size)).astype(np.float32),
+        np.zeros((9, gallery_size), dtype=np.float32),
+    ):
+        ours = retrieval_metrics([rows[:4], rows[4:]], query_ids, gallery_ids, ks=(1, 7))
+        assert ours == pytest.approx(brute_force(rows.tolist(), query_ids, gallery_ids, ks=(1, 7)))
+
+
+def test_per_query_results_are_what_the_means_are_of(metric):
+    generator = np.random.default_rng(1)
+    queries, gallery = generator.normal(size=(20, 4)), generator.normal(size=(30, 4))
+    query_ids, gallery_ids = generator.integers(0, 5, 20), np.arange(30) % 5
+    arguments = {"predictions": queries, "references": query_ids, "gallery_embeds": gallery}
+    figures = metric.compute(**arguments, gallery_person_ids=gallery_ids, return_per_query=True)
+    per_query = figures.pop("per_query")
+    assert figures == metric.compute(**arguments, gallery_person_ids=gallery_ids)
+    assert figures["rank5"] == pytest.approx(100 * (per_query["first_rank"] <= 5).mean())
+    assert figures["mAP"] == pytest.approx(per_query["AP"].mean())
+    assert figures["mINP"] == pytest.approx(per_query["INP"].mean())
+    similarities = queries @ (gallery / np.linalg.norm(gallery, axis=1, keepdims=True)).T
+    for query in range(20):
+        alone = brute_force(similarities[query : query + 1].tolist(), query_ids[query : query + 1], gallery_ids, (1,))
+        assert per_query["AP"][query] == pytest.approx(alone["mAP"])
+        assert per_query["INP"][query] == pytest.approx(alone["mINP"])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_lists_arrays_and_tensors_give_the_same(metric, dtype):
+    generator = torch.Generator().manual_seed(0)
+    queries, gallery = (torch.randn(size, 6, generator=generator).to(dtype) for size in (9, 12))
+    query_ids, gallery_ids = torch.arange(9) % 4, torch.arange(12) % 4
+    figures = [
+        metric.compute(predictions=q, references=r, gallery_embeds=g, gallery_person_ids=i)
+        for q, r, g, i in (
+            (queries.requires_grad_(), query_ids, gallery, gallery_ids),
+            (queries.tolist(), query_ids.tolist(), gallery.tolist(), gallery_ids.tolist()),
+            (queries.detach().float().numpy(), query_ids.numpy(), gallery.float().numpy(), gallery_ids.numpy()),
+        )
+    ]
+    assert figures[0] == figures[1] == figures[2]
+
+
+def test_queries_can_be_added_bit_by_bit(metric):
+    generator = np.random.default_rng(2)
+    queries, query_ids = generator.normal(size=(10, 4)), generator.integers(0, 3, 10)
+    gallery = {"gallery_embeds": generator.normal(size=(6, 4)), "gallery_person_ids": np.arange(6) % 3}
+    whole = metric.compute(predictions=queries, references=query_ids, **gallery)
+    metric.add_batch(predictions=queries[:4], references=query_ids[:4])
+    metric.add(prediction=queries[4], reference=query_ids[4])
+    # What fails loses nothing of what was added.
+    with pytest.raises(ValueError, match="query 0 asks for person"):
+        metric.compute(gallery_embeds=[[1.0] * 4], gallery_person_ids=[77])
+    assert metric.compute(predictions=queries[5:], references=query_ids[5:], **gallery) == whole
+    with pytest.raises(ValueError, match="there are no predictions"):
+        metric.compute(**gallery)
+    with pytest.raises(ValueError, match="4 predictions and 3 references"):
+        metric.add_batch(predictions=queries[:4], references=query_ids[:3])
+
+
+def test_both_directions_by_swapping(metric):
+    generator = np.random.default_rng(3)
+    texts, images = generator.normal(size=(8, 5)), generator.normal(size=(6, 5))
+    text_ids, image_ids = np.arange(8) % 3, np.arange(6) % 3
+    swapped = metric.compute(
+        predictions=images, references=image_ids, gallery_embeds=texts, gallery_person_ids=text_ids
+    )
+    unit = [rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (images, texts)]
+    assert swapped == pytest.approx(brute_force((unit[0] @ unit[1].T).tolist(), image_ids, text_ids, (1, 5, 10)))
+
+
+def test_several_processes_add_to_one_metric(tmp_path):
+    """The library's own way: each process writes a file, and the first computes."""
+    program = (
+        "import sys, evaluate\n"
+        "rank = int(sys.argv[1])\n"
+        "metric = evaluate.load(sys.argv[2], num_process=2, process_id=rank, experiment_id='x', cache_dir='cache')\n"
+        "queries = [[1.0, 0.0], [0.9, 0.1]] if rank == 0 else [[0.0, 1.0]]\n"
+        "metric.add_batch(predictions=queries, references=[7, 7] if rank == 0 else [8])\n"
+        "figures = metric.compute(gallery_embeds=[[1.0, 0.2], [0.1, 1.0]], gallery_person_ids=[8, 7])\n"
+        "print(figures and figures['rank1'])\n"
+    )
+    command = [sys.executable, "-c", program]
+    where = {"cwd": tmp_path, "text": True, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    processes = [
+        subprocess.Popen([*command, str(rank), str(ROOT / "eval/person_retrieval")], **where) for rank in (0, 1)
+    ]
+    assert [process.communicate(timeout=120)[0].split()[-1] for process in processes] == ["0.0", "None"]
+
+
 def test_similarity_rows_are_taken_as_they_are(metric):
     figures = metric.compute(
         predictions=[[0.1, 0.9, 0.5], [0.3, 0.2, 0.1]], references=[4, 4], gallery_person_ids=[4, 5, 4], ks=(1, 2)
@@ -69,6 +170,17 @@ def test_lengths_of_embeddings_do_not_matter(metric):
         ({"gallery_embeds": [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]}, "2 dimensions, gallery_embeds 3"),
         ({"gallery_embeds": [[1.0, 0.0], [0.0, 0.0]]}, "row 1 of gallery_embeds is zero"),
         ({"predictions": [[1.0, float("nan")], [0.0, 1.0]]}, "row 0 of predictions holds NaN"),
+        ({"gallery_embeds": [[1.0, 0.0], [0.0, float("inf")]]}, "row 1 of gallery_embeds holds NaN or infinity"),
+        ({"gallery_embeds": [[3e38, 3e38], [0.0, 1.0]]}, "row 0 of gallery_embeds is too long"),
+        ({"predictions": [[1.0, 0.0], [1.0]]}, "predictions is ragged"),
+        ({"predictions": [], "references": []}, r"predictions has shape \(0,\)"),
+        ({"predictions": [1.0, 2.0]}, r"predictions has shape \(2,\), it must be a matrix"),
+        ({"references": [0]}, "2 predictions and 1 references"),
+        ({"references": [0.5, 1]}, "person ids must be whole numbers"),
+        ({"references": ["0", "1"]}, "person ids must be whole numbers"),
+        ({"references": None}, "references is missing"),
+        ({"gallery_embeds": [], "gallery_person_ids": []}, r"gallery_embeds has shape \(0,\)"),
+        ({"ks": (0,)}, r"ks is \(0,\), each k must be at least 1"),
     ],
 )
 def test_bad_input_is_named(metric, changes, message):

@@ -77,6 +77,11 @@ def test_for_model_takes_the_models_sizes_and_refuses_another_vocabulary(tokeniz
         "don`t, it'S, SHE'LL, 1st 22",
         "日本 の",
         "a_b ÷ ½ “",
+        "a sign “CAFÉ”, the CAFÉ’S sign",
+        "… IL Y MARQUÉ…",
+        "SEÑOR Ñ“x”, ÀÉ”",
+        "a\u206ab\ufffbc",
+        "voilÃ\xa0 Ã©tÃ© â€” 3Â½ â€¦",
         "",
     ],
 )

@@ -325,6 +325,11 @@ def test_a_sampler_that_cannot_be_is_refused(tmp_path, changes, message):
         ECCLTrainingArguments(output_dir=str(tmp_path), per_device_train_batch_size=4, **changes)
 
 
+def test_a_batch_with_more_persons_than_there_are_is_refused_before_anything_is_encoded(backbone, benchmark, tmp_path):
+    with pytest.raises(ValueError, match=r"a batch of 64 pairs with pairs_per_person 2 needs 32 persons, .* has 4"):
+        make_trainer(backbone, benchmark, tmp_path, sampler="identity", per_device_train_batch_size=64)
+
+
 def test_the_split_to_evaluate_on_goes_by_either_name(benchmark):
     data = train_eccl.DataArguments(dataset_name="cuhk_pedes", data_dir=str(benchmark))
     for name in ("val", "validation", None):

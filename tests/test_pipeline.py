@@ -1,0 +1,161 @@
+import json
+import os
+import subprocess
+import sys
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from eccl.gallery_eccl import Gallery, load_model
+from eccl.modeling_eccl import ECCLModel
+from eccl.pipeline_eccl import TextToPersonRetrievalPipeline
+from eccl.processing_eccl import ECCLProcessor
+from helpers import ROOT
+
+BACKBONE = ROOT / "assets" / "synthetic-backbone"
+SENTENCES = ["a person in a green coat", "a man in red", "someone with a blue bag"]
+
+
+@pytest.fixture
+def search():
+    model, processor = load_model(str(BACKBONE))
+    return TextToPersonRetrievalPipeline(model=model, processor=processor, device="cpu")
+
+
+def test_it_finds_what_the_gallery_finds(search, make_raw):
+    root, _ = make_raw()
+    assert search.index(root / "imgs", batch_size=4, progress=False) is search
+    gallery = Gallery.from_folder(search.model, search.processor, root / "imgs")
+    for sentence in SENTENCES:
+        found, expected = search(sentence, top_k=4), gallery.search(sentence, top_k=4)
+        assert [entry["path"] for entry in found] == [str(match.path) for match in expected]
+        assert [entry["score"] for entry in found] == pytest.approx([match.score for match in expected], abs=1e-5)
+        assert [search.paths[entry["index"]] for entry in found] == [entry["path"] for entry in found]
+
+
+def test_several_sentences_in_batches_find_what_each_finds(search, make_raw):
+    root, _ = make_raw()
+    search.index(root / "imgs", progress=False)
+    alone = [search(sentence, top_k=3) for sentence in SENTENCES]
+    for batch_size in (1, 2, 8):
+        together = search(SENTENCES, top_k=3, batch_size=batch_size)
+        for ours, theirs in zip(together, alone, strict=True):
+            assert [entry["index"] for entry in ours] == [entry["index"] for entry in theirs]
+            assert [entry["score"] for entry in ours] == pytest.approx([entry["score"] for entry in theirs], abs=1e-5)
+    assert len(search(SENTENCES[0])) == 6 and len(search(SENTENCES[0], top_k=99)) == 6
+
+
+def test_folders_lists_pictures_and_data_sets_are_indexed_alike(search, make_raw):
+    import eccl.dataset_scripts  # noqa: F401  (registers the builders)
+
+    root, records = make_raw()
+    files = [root / "imgs" / record["file_path"] for record in records[:4]]
+    rows = datasets.load_dataset("cuhk_pedes", data_dir=str(root), split="train")
+    embeds = []
+    for images in (files, [str(file) for file in files], [Image.open(file) for file in files], rows):
+        search.index(images, progress=False)
+        embeds.append(search.image_embeds)
+    assert all(torch.equal(embeds[0], other) for other in embeds[1:])
+    assert search.paths == [record["file_path"] for record in records[:4]]
+    search.index([Image.new("RGB", (9, 30))], progress=False)
+    assert search("a man")[0]["path"] is None and search("a man")[0]["index"] == 0
+
+
+def test_a_file_is_turned_upright(search, tmp_path):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 32, 3), dtype=np.uint8))
+    exif = image.getexif()
+    exif[0x0112] = 6
+    image.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.png", exif=exif)
+    image.save(tmp_path / "upright.png")
+    search.index([tmp_path / "turned.png", tmp_path / "upright.png"], progress=False)
+    torch.testing.assert_close(search.image_embeds[0], search.image_embeds[1])
+
+
+def test_what_cannot_be_is_said(search, make_raw, tmp_path):
+    root, _ = make_raw()
+    with pytest.raises(ValueError, match="nothing is indexed yet"):
+        search("a man")
+    for images, message in (
+        ([], "there are no images"),
+        (tmp_path / "nowhere", "nowhere is not a folder"),
+        ([root / "reid_raw.json"], "reid_raw.json cannot be read as an image"),
+        ([3], "image 0 is a int, it must be a path or a PIL image"),
+        (datasets.Dataset.from_dict({"a": [1]}), "row 0 has no image, only a"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            search.index(images, progress=False)
+    search.index(root / "imgs", progress=False)
+    with pytest.raises(ValueError, match="a query is a sentence, not ' '"):
+        search(" ")
+    with pytest.raises(ValueError, match="top_k is 0"):
+        search("a man", top_k=0)
+
+
+LOADER = """
+import json, sys
+for name in ("eccl", "peft", "torchvision"):
+    sys.modules[name] = None
+import torch
+from transformers import AutoConfig, AutoModel, AutoProcessor, pipeline
+folder, images = sys.argv[1:]
+trust = {"trust_remote_code": True}
+assert AutoConfig.from_pretrained(folder, **trust).model_type == "eccl"
+processor = AutoProcessor.from_pretrained(folder, **trust)
+inputs = processor(text=["a man in red", "a woman"], return_tensors="pt")
+features = {}
+for name, arguments in {
+    "plain": {}, "eager": {"attn_implementation": "eager"}, "sdpa": {"attn_implementation": "sdpa"},
+    "mapped": {"device_map": "cpu"}, "half": {"dtype": torch.bfloat16},
+}.items():
+    model = AutoModel.from_pretrained(folder, **trust, **arguments)
+    with torch.no_grad():
+        features[name] = model.get_text_features(inputs["input_ids"])
+    if name in ("eager", "sdpa"):
+        assert model.config._attn_implementation == name
+        assert all(layer.self_attn.config._attn_implementation == name for layer in model.text_model.encoder.layers)
+assert features["half"].dtype == torch.bfloat16
+torch.save(features, "features.pt")
+search = pipeline("text-to-person-retrieval", model=folder, trust_remote_code=True, device="cpu")
+search.model.save_pretrained("again")
+processor.save_pretrained("again")
+found = search.index(images, progress=False)("a man in red", top_k=3)
+again = pipeline("text-to-person-retrieval", model="again", trust_remote_code=True, dtype=torch.bfloat16, device="cpu")
+assert again.dtype == torch.bfloat16
+again.index(images, progress=False)("a man in red")
+print(json.dumps(found))
+"""
+
+
+def test_a_checkpoint_brings_all_that_it_needs(make_raw, tmp_path):
+    """Without this package, peft or torchvision: model, processor and pipeline, saved and loaded once more."""
+    root, _ = make_raw()
+    model, processor = ECCLModel.from_pretrained(BACKBONE), ECCLProcessor.from_pretrained(BACKBONE)
+    model = ECCLModel.from_clip(model.eval(), (96, 32), num_prompt_tokens=2, prompt_depth=2)
+    model.save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    files = {path.name for path in (tmp_path / "model").iterdir()}
+    assert {f"{name}_eccl.py" for name in ("configuration", "modeling", "processing", "pipeline")} <= files
+    environment = os.environ | {"HF_HOME": str(tmp_path / "home")}
+    done = subprocess.run(
+        [sys.executable, "-c", LOADER, "model", str(root / "imgs")],
+        cwd=tmp_path, env=environment, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    inputs = processor(text=["a man in red", "a woman"], return_tensors="pt")
+    with torch.no_grad():
+        expected = model.get_text_features(inputs["input_ids"])
+    features = torch.load(tmp_path / "features.pt", weights_only=True)
+    for name in ("plain", "sdpa", "mapped", "eager"):
+        assert (features[name] - expected).abs().max() / expected.abs().max() < 1e-6
+    assert (features["half"].float() - expected).abs().max() / expected.abs().max() < 0.05
+    search = TextToPersonRetrievalPipeline(model=model, processor=processor, device="cpu")
+    ours = search.index(root / "imgs", progress=False)("a man in red", top_k=3)
+    theirs = json.loads(done.stdout.splitlines()[-1])
+    assert [entry["path"] for entry in ours] == [entry["path"] for entry in theirs]
+    # What `pipeline` does to a configuration is not saved.
+    saved = json.loads((tmp_path / "again" / "config.json").read_text())["custom_pipelines"]
+    assert saved == json.loads((tmp_path / "model" / "config.json").read_text())["custom_pipelines"]
+    assert saved["text-to-person-retrieval"]["pt"] == ["AutoModel"]
