@@ -50,13 +50,15 @@ def save_adapter(model: PeftModel, folder: str | Path, base: str | None) -> None
     model.config.to_json_file(Path(folder) / "config.json")
 
 
-def load_adapter(name: str | Path, base: ECCLModel | str | None = None) -> PeftModel:
+def load_adapter(name: str | Path, base: ECCLModel | str | None = None, adapter_name: str = "default") -> PeftModel:
     """Attaches a saved adapter to what it was trained on.
 
     Args:
         name: folder or Hub id of an adapter, as [`save_adapter`] writes it.
         base: a CLIP by Hub id or folder, or a model with (any) prompts of the adapter's shape; by default the one that
             the adapter names.
+        adapter_name: what it is called within the model, where several take turns: `load_adapter` of what this returns
+            adds another, `set_adapter` chooses.
 
     Raises:
         ValueError: the adapter names no base, and none is given.
@@ -69,7 +71,7 @@ def load_adapter(name: str | Path, base: ECCLModel | str | None = None) -> PeftM
         config = ECCLConfig.from_pretrained(name)
         image_size = tuple(config.vision_config.image_size)
         base = ECCLModel.from_clip(base, image_size, config.num_prompt_tokens, config.prompt_depth)
-    return PeftModel.from_pretrained(base, name)
+    return PeftModel.from_pretrained(base, name, adapter_name=adapter_name)
 
 
 def count_parameters(model: ECCLModel | PeftModel) -> tuple[int, int]:

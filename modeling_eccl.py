@@ -5,7 +5,9 @@ A checkpoint carries this file, and with it each file that it names so (transfor
     from .pipeline_eccl import TextToPersonRetrievalPipeline
 """
 
+import contextlib
 import copy
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +15,7 @@ from torch import nn
 from transformers import CLIPModel, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.masking_utils import create_causal_mask
+from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.clip.modeling_clip import (
     CLIPMLP,
     CLIPAttention,
@@ -37,12 +40,20 @@ class ECCLOutput(ModelOutput):
         image_embeds (`torch.Tensor` of shape `(images, projection_dim)`): image features, not normalised.
         logits_per_text (`torch.Tensor` of shape `(texts, images)`): cosine similarities times exp(logit_scale).
         logits_per_image (`torch.Tensor` of shape `(images, texts)`): its transpose.
+        text_model_output, vision_model_output (`BaseModelOutput`): where they were asked for, `hidden_states`, what
+            goes into an encoder's first layer and what comes out of each, `(batch, tokens, width)` with the prompts
+            among the tokens; and `attentions` of each layer, `(batch, heads, tokens, tokens)`.
     """
 
     text_embeds: torch.Tensor | None = None
     image_embeds: torch.Tensor | None = None
     logits_per_text: torch.Tensor | None = None
     logits_per_image: torch.Tensor | None = None
+    text_model_output: BaseModelOutput | None = None
+    vision_model_output: BaseModelOutput | None = None
+
+    def to_tuple(self) -> tuple:
+        return tuple(value.to_tuple() if isinstance(value, ModelOutput) else value for value in self.values())
 
 
 class ECCLPromptLearner(nn.Module):
@@ -100,7 +111,7 @@ class ECCLVisionEmbeddings(nn.Module):
                 f"the model takes {self.config.image_size[0]} x {self.config.image_size[1]}"
             )
         patches = self.patch_embedding(pixel_values.to(self.patch_embedding.weight.dtype)).flatten(2).transpose(1, 2)
-        tokens = torch.cat([self.class_embedding.expand(len(patches), 1, -1), patches], dim=1)
+        tokens = torch.cat([self.class_embedding.expand(patches.shape[0], 1, -1), patches], dim=1)
         return tokens + self.position_embedding.weight
 
 
@@ -135,7 +146,7 @@ class ECCLTextEncoder(nn.Module):
             hidden = layer(hidden, mask, is_causal=True)
         if not pool:
             return self.final_layer_norm(torch.cat([hidden[:, :1], hidden[:, 1 + count :]], dim=1))
-        at_end = hidden[torch.arange(len(hidden), device=hidden.device), end_positions + count]
+        at_end = hidden[torch.arange(hidden.shape[0], device=hidden.device), end_positions + count]
         return self.final_layer_norm(at_end)
 
     def _check_end(self, input_ids: torch.Tensor, end_positions: torch.Tensor, num_prompt_tokens: int) -> None:
@@ -178,8 +189,36 @@ class ECCLVisionEncoder(nn.Module):
         return self.post_layernorm(hidden[:, 0] if pool else hidden[:, 1:length])
 
 
+@contextlib.contextmanager
+def _recording(encoder: CLIPEncoder, hidden_states: bool, attentions: bool) -> Iterator[BaseModelOutput]:
+    """What passes through an encoder's layers meanwhile, filled in at the end."""
+    record, hooks = BaseModelOutput(), []
+    states: list[torch.Tensor] = []
+    weights: list[torch.Tensor] = []
+    if hidden_states:
+        hooks.append(encoder.layers[0].register_forward_pre_hook(lambda _, inputs: states.append(inputs[0])))
+        hooks += [
+            layer.register_forward_hook(lambda _, inputs, output: states.append(output)) for layer in encoder.layers
+        ]
+    if attentions:
+        hooks += [
+            layer.self_attn.register_forward_hook(lambda _, inputs, output: weights.append(output[1]))
+            for layer in encoder.layers
+        ]
+    try:
+        yield record
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if hidden_states:
+        record["hidden_states"] = tuple(states)
+    if attentions:
+        record["attentions"] = tuple(weights)
+
+
 def _expand(prompts: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
-    return prompts.to(hidden.dtype).expand(len(hidden), -1, -1)
+    # Not len(): an export for any batch would fix it.
+    return prompts.to(hidden.dtype).expand(hidden.shape[0], -1, -1)
 
 
 class ECCLModel(CLIPPreTrainedModel):
@@ -362,6 +401,8 @@ class ECCLModel(CLIPPreTrainedModel):
         input_ids: torch.Tensor | None = None,
         pixel_values: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
         return_dict: bool | None = None,
     ) -> ECCLOutput | tuple[torch.Tensor, ...]:
         """Encodes captions, images or both, and compares them where both are given.
@@ -370,25 +411,37 @@ class ECCLModel(CLIPPreTrainedModel):
             input_ids: `(texts, length)`, see [`~ECCLModel.get_text_features`].
             pixel_values: `(images, channels, height, width)`, see [`~ECCLModel.get_image_features`].
             attention_mask: `(texts, length)`, of no effect.
+            output_hidden_states: also gives what passes between the layers.
+            output_attentions: also gives the attention weights, which only `attn_implementation="eager"` computes.
             return_dict: `False` for a tuple of what is not `None`.
 
         Raises:
-            ValueError: neither input was given.
+            ValueError: neither input was given, or attentions are asked of another implementation.
         """
         if input_ids is None and pixel_values is None:
             raise ValueError("ECCLModel needs input_ids, pixel_values or both, got neither")
-        text_embeds = None if input_ids is None else self.get_text_features(input_ids, attention_mask)
-        image_embeds = None if pixel_values is None else self.get_image_features(pixel_values)
-        logits_per_text = None
-        if text_embeds is not None and image_embeds is not None:
-            cosine = nn.functional.normalize(text_embeds, dim=-1) @ nn.functional.normalize(image_embeds, dim=-1).T
-            logits_per_text = cosine * self.logit_scale.exp()
-        output = ECCLOutput(
-            text_embeds=text_embeds,
-            image_embeds=image_embeds,
-            logits_per_text=logits_per_text,
-            logits_per_image=None if logits_per_text is None else logits_per_text.T,
-        )
+        hidden_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        attentions = self.config.output_attentions if output_attentions is None else output_attentions
+        if attentions and self.config._attn_implementation != "eager":
+            raise ValueError(
+                f"output_attentions needs attn_implementation 'eager', the model has "
+                f"{self.config._attn_implementation!r}: model.set_attn_implementation('eager')"
+            )
+        output, asked = ECCLOutput(), bool(hidden_states or attentions)
+        if input_ids is not None:
+            with _recording(self.text_model.encoder, hidden_states, attentions) as text_record:
+                output["text_embeds"] = self.get_text_features(input_ids, attention_mask)
+        if pixel_values is not None:
+            with _recording(self.vision_model.encoder, hidden_states, attentions) as vision_record:
+                output["image_embeds"] = self.get_image_features(pixel_values)
+        if input_ids is not None and pixel_values is not None:
+            texts, images = (nn.functional.normalize(output[name], dim=-1) for name in ("text_embeds", "image_embeds"))
+            output["logits_per_text"] = texts @ images.T * self.logit_scale.exp()
+            output["logits_per_image"] = output["logits_per_text"].T
+        if asked and input_ids is not None:
+            output["text_model_output"] = text_record
+        if asked and pixel_values is not None:
+            output["vision_model_output"] = vision_record
         return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
 
 

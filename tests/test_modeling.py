@@ -214,3 +214,110 @@ def test_shapes_that_do_not_fit_are_refused_with_both_numbers(changes, message):
 def test_position_grid_of_another_size_is_refused():
     with pytest.raises(ValueError, match=r"there are 10 .* 2 x 4 patches has 9"):
         resize_position_grid(torch.zeros(10, 3), (2, 4), (4, 4))
+
+
+# -- What users of transformers expect of a model
+
+
+@pytest.mark.parametrize("return_dict", [True, False])
+def test_hidden_states_and_attentions_are_given_on_request(tiny_model, tiny_batch, return_dict):
+    tiny_model.set_attn_implementation("eager")
+    output = tiny_model(**tiny_batch, output_hidden_states=True, output_attentions=True, return_dict=return_dict)
+    plain = tiny_model(**tiny_batch)
+    if not return_dict:
+        assert len(output) == 6
+        text, vision = output[4:]
+        assert [len(part) for part in text] == [3, 2] and len(vision[1]) == 2
+        return
+    assert plain.text_model_output is None
+    torch.testing.assert_close(output.logits_per_text, plain.logits_per_text)
+    # 12 tokens and 3 prompts; 1 class token, 8 patches and 3 prompts.
+    for record, tokens, width, heads in (
+        (output.text_model_output, 15, 32, 2),
+        (output.vision_model_output, 12, 48, 3),
+    ):
+        assert [state.shape for state in record.hidden_states] == [(3, tokens, width)] * 3
+        assert [weights.shape for weights in record.attentions] == [(3, heads, tokens, tokens)] * 2
+        for weights in record.attentions:
+            torch.testing.assert_close(weights.sum(-1), torch.ones_like(weights.sum(-1)))
+    last = output.vision_model_output.hidden_states[-1][:, 0]
+    expected = tiny_model.visual_projection(tiny_model.vision_model.post_layernorm(last))
+    torch.testing.assert_close(expected, output.image_embeds)
+    # Of texts, no token attends to a later one.
+    assert not output.text_model_output.attentions[0].triu(1).any()
+    # Nothing stays behind on the layers.
+    assert not tiny_model.text_model.encoder.layers[0]._forward_hooks
+
+
+def test_attentions_are_refused_where_none_are_computed(tiny_model, tiny_batch):
+    tiny_model.set_attn_implementation("sdpa")
+    with pytest.raises(ValueError, match=r"needs attn_implementation 'eager', the model has 'sdpa'"):
+        tiny_model(**tiny_batch, output_attentions=True)
+    only_states = tiny_model(input_ids=tiny_batch["input_ids"], output_hidden_states=True)
+    assert only_states.text_model_output.attentions is None and only_states.vision_model_output is None
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_both_encoders_compile_without_a_graph_break(tiny_model, tiny_batch, attention):
+    tiny_model.set_attn_implementation(attention)
+    with torch.no_grad():
+        for encode, name in (
+            (tiny_model.get_text_features, "input_ids"),
+            (tiny_model.get_image_features, "pixel_values"),
+        ):
+            compiled = torch.compile(encode, fullgraph=True, backend="aot_eager")
+            torch.testing.assert_close(compiled(tiny_batch[name]), encode(tiny_batch[name]), rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(
+                compiled(tiny_batch[name][:2]), encode(tiny_batch[name][:2]), rtol=1e-5, atol=1e-5
+            )
+
+
+class Encoder(torch.nn.Module):
+    def __init__(self, model, method):
+        super().__init__()
+        self.model, self.method = model, method
+
+    def forward(self, inputs):
+        return getattr(self.model, self.method)(inputs)
+
+
+@pytest.mark.parametrize(
+    ("method", "name"), [("get_text_features", "input_ids"), ("get_image_features", "pixel_values")]
+)
+def test_each_encoder_exports_for_any_batch(tiny_model, tiny_batch, method, name):
+    program = torch.export.export(
+        Encoder(tiny_model, method), (tiny_batch[name],), dynamic_shapes=({0: torch.export.Dim("batch")},)
+    ).module()
+    for inputs in (tiny_batch[name], tiny_batch[name][[0, 2, 1, 1, 0]]):
+        torch.testing.assert_close(program(inputs), getattr(tiny_model, method)(inputs), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_follows_full(tiny_model, tiny_batch, dtype):
+    full = tiny_model(**tiny_batch)
+    half = tiny_model.to(dtype)(**tiny_batch)
+    assert half.text_embeds.dtype == half.logits_per_text.dtype == dtype
+    for name in ("text_embeds", "image_embeds"):
+        reference = full[name].detach()
+        assert (half[name].float() - reference).abs().max() / reference.abs().max() < 0.03
+
+
+def test_a_model_in_shards_is_the_same(tiny_model, tiny_batch, tmp_path):
+    tiny_model.save_pretrained(tmp_path, max_shard_size="50KB")
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
+    loaded = ECCLModel.from_pretrained(tmp_path)
+    torch.testing.assert_close(loaded(**tiny_batch).logits_per_text, tiny_model(**tiny_batch).logits_per_text)
+
+
+def test_gradients_reach_everything(tiny_model, tiny_batch):
+    tiny_model.train()
+    tiny_model(**tiny_batch).logits_per_text.diagonal().sum().backward()
+    without = {name for name, parameter in tiny_model.named_parameters() if parameter.grad is None}
+    assert without == set()
+
+
+def test_the_configuration_survives_a_round_trip(tmp_path):
+    config = tiny_config(prompt_depth=1, logit_scale_init_value=1.25)
+    config.save_pretrained(tmp_path)
+    loaded = ECCLConfig.from_pretrained(tmp_path)
+    assert loaded.to_dict() == config.to_dict() and loaded.grid_size == (4, 2) and loaded.max_text_length == 74
