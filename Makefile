@@ -13,7 +13,7 @@ DEMO := demo
 BACKBONE := assets/synthetic-backbone
 SENTENCE := A woman in a red coat and blue jeans with a black backpack
 
-.PHONY: demo test test-slow fidelity bench-data bench-eval lint format clean pretrain
+.PHONY: demo test test-slow fidelity bench-data bench-eval hub-check lint format clean pretrain
 
 $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	@echo "installing into $(VENV) (once)"
@@ -39,6 +39,10 @@ test-slow: $(VENV)/.installed
 # Everything that is compared with the published code, and the worst difference of each.
 fidelity: $(VENV)/.installed
 	@$(BIN)/python tests/fidelity.py
+
+# Publishes to a Hub on this machine, and loads everything from it by name.
+hub-check: $(VENV)/.installed
+	@$(BIN)/python tests/hub_check.py
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -1,6 +1,7 @@
 """Trains ECCL: `accelerate launch train_eccl.py RECIPE.yaml --flag value ...`; flags override the recipe."""
 
 import json
+import platform
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,12 +16,27 @@ from transformers import CLIPTokenizer, HfArgumentParser, set_seed
 import eccl.dataset_scripts
 from eccl.configuration_eccl import ECCLConfig
 from eccl.data_eccl import CaptionPairs
+from eccl.dataset_scripts.annotations import SplitSize, size_differences
 from eccl.dataset_scripts.base import canonical_split
 from eccl.dataset_scripts.synthetic import LABELS_FILE
+from eccl.eval.reports import METRICS, Result
 from eccl.lora_eccl import attach_lora, count_parameters, merge_lora, save_adapter
+from eccl.model_card_eccl import Facts, make_model_card
 from eccl.modeling_eccl import ECCLModel
 from eccl.processing_eccl import ECCLProcessor
+from eccl.publish_eccl import publish
 from eccl.trainer_eccl import ECCLTrainer, ECCLTrainingArguments
+
+_METHODS = {
+    "lora": "A CLIP for images of people with deep coupled prompts and LoRA, trained with a triplet alignment loss and "
+    "two cross-modal memories (ECCL).",
+    "full": "A CLIP for images of people, every parameter of it trained.",
+}
+_LOSSES = ("tal_weight", "identity_memory_weight", "instance_memory_weight", "contrastive_weight", "attribute_weight")
+_SETTINGS = {
+    "lora": ("learning_rate", "lora_learning_rate", "lora_rank", "lora_alpha", "weight_decay", "augment", *_LOSSES),
+    "full": ("learning_rate", "weight_decay", "augment", *_LOSSES),
+}
 
 
 @dataclass
@@ -166,6 +182,10 @@ def read_attribute_labels(data_dir: str, rows: datasets.Dataset) -> tuple[list[t
 
 def main(arguments: list[str]) -> None:
     data, model_arguments, args = parse_arguments(arguments)
+    # The result is published once, whole; transformers would push each checkpoint of the adapter.
+    push, args.push_to_hub = args.push_to_hub, False
+    if push and not args.hub_model_id:
+        raise ValueError("push_to_hub needs hub_model_id: the name to publish under")
     set_seed(args.seed)
     with args.main_process_first(desc="reading the data set"):
         train, evaluation, eval_split = load_splits(data, args.eval_split, args.eval_strategy != "no")
@@ -193,25 +213,79 @@ def main(arguments: list[str]) -> None:
         print(f"{trainable:,} of {total:,} parameters train ({100 * trainable / total:.2f}%)")
     # On a command line, True means the last checkpoint in output_dir.
     resume = {"True": True, "False": None}.get(args.resume_from_checkpoint, args.resume_from_checkpoint)
-    trainer.train(resume_from_checkpoint=resume)
+    duration = trainer.train(resume_from_checkpoint=resume).metrics["train_runtime"]
+    metrics = trainer.evaluate() if evaluation is not None else None
     if trainer.is_world_process_zero():
-        save_result(model, processor, Path(args.output_dir), model_arguments.save_dtype, model_arguments.init_from)
+        facts = gather_facts(data, model_arguments, args, pairs, evaluation, eval_split, metrics, duration)
+        save_result(model, processor, Path(args.output_dir), model_arguments, facts)
         print(f"the model is in {args.output_dir}")
+        if push:
+            print(f"published: {publish(args.output_dir, args.hub_model_id, bool(args.hub_private_repo))}")
+
+
+def gather_facts(
+    data: DataArguments,
+    model_arguments: ModelArguments,
+    args: ECCLTrainingArguments,
+    pairs: CaptionPairs,
+    evaluation: datasets.Dataset | None,
+    eval_split: str | None,
+    metrics: dict[str, float] | None,
+    duration: float,
+) -> Facts:
+    """What the card of this run's result says."""
+    name = args.hub_model_id or Path(args.output_dir).resolve().name
+    settings = {
+        "epochs": args.num_train_epochs if args.max_steps < 0 else f"{args.max_steps} steps",
+        "pairs a step": args.train_batch_size * args.world_size * args.gradient_accumulation_steps,
+        "seed": args.seed,
+        **{field: getattr(args, field) for field in _SETTINGS[args.tune]},
+    }
+    accelerator = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "CPU"
+    facts = Facts(
+        name,
+        model_arguments.init_from,
+        _METHODS[args.tune],
+        f"{data.dataset_name} train: {SplitSize(pairs.num_persons, len(pairs.rows), len(pairs))}",
+        settings,
+        duration,
+        f"{args.world_size} x {accelerator}, {platform.system()} {platform.machine()}, torch {torch.__version__}, "
+        f"transformers {transformers.__version__}",
+    )
+    if metrics is None:
+        return facts
+    size = SplitSize.of(evaluation["person_id"], evaluation["captions"])
+    published = datasets.load_dataset_builder(data.dataset_name, data_dir=data.data_dir).config.layout.published_sizes
+    theirs = {eval_split: published[eval_split]} if eval_split in published else {}
+    figures = {metric: metrics[f"eval_{metric}"] for metric in METRICS}
+    differs = size_differences({eval_split: size}, theirs)
+    facts.results.append(
+        Result(name, data.dataset_name, data.data_dir, eval_split, "text_to_image", False, size.captions, size.images,
+               figures, differs)
+    )  # fmt: skip
+    if args.load_best_model_at_end:
+        facts.selection = (
+            f"the epoch with the best {args.metric_for_best_model} on {eval_split}, the split scored below"
+        )
+    return facts
 
 
 def save_result(
     model: ECCLModel | PeftModel,
     processor: ECCLProcessor,
     output_dir: Path,
-    dtype: str = "float32",
-    base: str | None = None,
+    arguments: ModelArguments,
+    facts: Facts,
 ) -> None:
-    """Writes the model as anyone loads it, prompts in and LoRA merged, and beside it what was trained as `adapter/`."""
+    """Writes the model as anyone loads it, prompts in, LoRA merged, with its card; `adapter/` is what was trained."""
+    card = make_model_card(facts)
     if isinstance(model, PeftModel):
-        save_adapter(model, output_dir / "adapter", base)
+        save_adapter(model, output_dir / "adapter", arguments.init_from)
+        (output_dir / "adapter" / "README.md").write_text(card, encoding="utf-8")
         model = merge_lora(model)
-    model.to(getattr(torch, dtype)).save_pretrained(output_dir)
+    model.to(getattr(torch, arguments.save_dtype)).save_pretrained(output_dir)
     processor.save_pretrained(output_dir)
+    (output_dir / "README.md").write_text(card, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -112,25 +112,29 @@ def make_report(results: list[Result], before: dict[str, float] | None = None, o
     return "\n\n".join(sections)
 
 
+def to_eval_results(results: list[Result]) -> list[EvalResult]:
+    """The entries of a model card for what was measured, a metric each."""
+    return [
+        EvalResult(
+            task_type=_TASK,
+            task_name=f"Person retrieval, {DIRECTIONS[result.direction]}",
+            dataset_type=result.dataset,
+            dataset_name=result.dataset,
+            dataset_split=result.split,
+            metric_type=metric,
+            metric_name=title + (" (re-ranked)" if result.reranked else ""),
+            metric_value=round(result.metrics[metric], 4),
+        )
+        for result in results
+        for metric, title in METRICS.items()
+    ]
+
+
 def make_model_index(results: list[Result]) -> str:
     """The `model-index` block of a model card's metadata, one entry for each model, as YAML."""
     blocks: list[dict] = []
     for model in dict.fromkeys(result.model for result in results):
-        entries = [
-            EvalResult(
-                task_type=_TASK,
-                task_name=f"Person retrieval, {DIRECTIONS[result.direction]}",
-                dataset_type=result.dataset,
-                dataset_name=result.dataset,
-                dataset_split=result.split,
-                metric_type=metric,
-                metric_name=title + (" (re-ranked)" if result.reranked else ""),
-                metric_value=round(result.metrics[metric], 4),
-            )
-            for result in results
-            if result.model == model
-            for metric, title in METRICS.items()
-        ]
+        entries = to_eval_results([result for result in results if result.model == model])
         blocks += eval_results_to_model_index(Path(model).name or model, entries)
     return yaml.safe_dump({"model-index": blocks}, sort_keys=False, allow_unicode=True)
 
