@@ -12,7 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from huggingface_hub import HfApi
 from huggingface_hub.errors import StrictDataclassError
 from peft import PeftModel
 from transformers import CLIPTokenizer
@@ -20,8 +19,10 @@ from transformers import CLIPTokenizer
 from .configuration_eccl import ECCLConfig
 from .data_eccl import clip_tokenizer
 from .lora_eccl import attach_lora
+from .model_card_eccl import Facts, make_model_card
 from .modeling_eccl import ECCLModel, resize_position_grid
 from .processing_eccl import ECCLImageProcessor, ECCLProcessor
+from .publish_eccl import publish
 
 logger = logging.getLogger(__name__)
 
@@ -418,16 +419,26 @@ def main(arguments: list[str]) -> None:
             values.checkpoint, tuple(values.image_size), values.num_prompt_tokens, values.prompt_depth
         )
         processor = _make_processor(model.config, values.tokenizer)
-        _save_whole(output_dir, model, processor)
+        _save_whole(output_dir, model, processor, _card(values, output_dir, model.config))
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     print(f"{output_dir}: {sum(tensor.numel() for tensor in model.parameters()):,} parameters")
     if not isinstance(processor, ECCLProcessor):
         print("no --tokenizer, and its vocabulary is not CLIP's: AutoModel loads it, AutoProcessor does not")
     if values.push_to_hub:
-        api = HfApi()
-        name = api.create_repo(values.push_to_hub, exist_ok=True).repo_id
-        api.upload_folder(repo_id=name, folder_path=output_dir, commit_message="Convert a checkpoint of the original")
+        try:
+            print(f"published: {publish(output_dir, values.push_to_hub)}")
+        except RuntimeError as error:
+            sys.exit(f"error: {error}")
+
+
+def _card(values: argparse.Namespace, output_dir: Path, config: ECCLConfig) -> str:
+    """What is known of a converted model: where its weights are from. Nothing was measured on it."""
+    method = f"Converted from `{Path(values.checkpoint).name}`, a checkpoint of the original code, "
+    method += "its LoRA merged" if config.num_prompt_tokens else "a person-shaped CLIP without prompts"
+    return make_model_card(
+        Facts(values.push_to_hub or output_dir.name, None, f"{method}. The weights are its authors'.")
+    )
 
 
 def _make_processor(config: ECCLConfig, tokenizer: str | None) -> ECCLProcessor | ECCLImageProcessor:
@@ -439,13 +450,14 @@ def _make_processor(config: ECCLConfig, tokenizer: str | None) -> ECCLProcessor 
     return ECCLImageProcessor(size={"height": height, "width": width})
 
 
-def _save_whole(output_dir: Path, model: ECCLModel, processor: ECCLProcessor | ECCLImageProcessor) -> None:
+def _save_whole(output_dir: Path, model: ECCLModel, processor: ECCLProcessor | ECCLImageProcessor, card: str) -> None:
     """Writes beside the folder first, so that it is there whole or not at all."""
     output_dir.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output_dir.parent, prefix=f".{output_dir.name}-") as unfinished:
         folder = Path(unfinished) / "model"
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
+        (folder / "README.md").write_text(card, encoding="utf-8")
         folder.replace(output_dir)
 
 

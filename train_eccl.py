@@ -264,9 +264,8 @@ def gather_facts(
                figures, differs)
     )  # fmt: skip
     if args.load_best_model_at_end:
-        facts.selection = (
-            f"the epoch with the best {args.metric_for_best_model} on {eval_split}, the split scored below"
-        )
+        best = args.metric_for_best_model.removeprefix("eval_")
+        facts.selection = f"the evaluation with the best {best} on {eval_split}, the split that is scored below"
     return facts
 
 

@@ -1,5 +1,6 @@
 """Training: the arguments, the objective with its memories, and the `Trainer` that drives both."""
 
+import copy
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ from transformers import Trainer, TrainingArguments
 
 from .data_eccl import CaptionPairs, IdentitySampler, PairCollator, PairSampler, SplitEmbeddings, embed_split
 from .eval.person_retrieval.person_retrieval import score_embeddings
+from .lora_eccl import merge_lora
 from .losses_eccl import attribute_classification_loss, image_text_contrastive_loss, triplet_alignment_loss
 from .memory_eccl import CrossModalMemory
 from .modeling_eccl import ECCLModel
@@ -419,8 +421,23 @@ class ECCLTrainer(Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Writes the model as anyone loads it, LoRA merged, with its processor; the trainer's own goes on training.
+
+        Checkpoints, for which transformers calls this itself, hold what is trained, and the memories.
+        """
+        if _internal_call or not isinstance(self.model, PeftModel):
+            super().save_model(output_dir, _internal_call)
+        elif self.args.should_save:
+            folder = self.args.output_dir if output_dir is None else output_dir
+            merge_lora(copy.deepcopy(self.model)).save_pretrained(folder)
+            self.processing_class.save_pretrained(folder)
+
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)
+        # transformers calls this on every process: one writes.
+        if not self.args.should_save:
+            return
         folder = Path(self.args.output_dir if output_dir is None else output_dir)
         state = {name: tensor.contiguous().cpu() for name, tensor in self.objective.state_dict().items()}
         if state:

@@ -395,17 +395,16 @@ def test_what_cannot_be_saved_whole_is_not_saved(tmp_path, monkeypatch):
 
 def test_publishing_sends_the_folder(tmp_path, monkeypatch):
     calls = []
-
-    class Api:
-        def create_repo(self, name, exist_ok):
-            calls.append(("create", name, exist_ok))
-            return type("Url", (), {"repo_id": f"me/{name}"})
-
-        def upload_folder(self, repo_id, folder_path, commit_message):
-            calls.append(("upload", repo_id, sorted(path.name for path in folder_path.iterdir())))
-
-    monkeypatch.setattr(convert_eccl, "HfApi", Api)
+    monkeypatch.setattr(convert_eccl, "publish", lambda folder, name: calls.append((folder, name)) or f"me/{name}")
     convert(ECCL, tmp_path / "out", "--push_to_hub", "person-search")
-    assert calls[0] == ("create", "person-search", True)
-    assert calls[1][:2] == ("upload", "me/person-search")
-    assert {"config.json", "model.safetensors", "modeling_eccl.py", "preprocessor_config.json"} <= set(calls[1][2])
+    assert calls == [(tmp_path / "out", "person-search")]
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "# person-search" in card and "Converted from `eccl_original.pth`" in card and "## Results" not in card
+
+    def refuse(*_):
+        raise RuntimeError("me/x could not be published: no rights")
+
+    monkeypatch.setattr(convert_eccl, "publish", refuse)
+    with pytest.raises(SystemExit, match="no rights"):
+        convert(ECCL, tmp_path / "again", "--push_to_hub", "x")
+    assert (tmp_path / "again" / "model.safetensors").is_file()

@@ -20,6 +20,7 @@ ALLOWED = {
     "convert_eccl": {
         *{"torch", "transformers", "huggingface_hub", "peft"},
         *{".configuration_eccl", ".data_eccl", ".lora_eccl", ".modeling_eccl", ".processing_eccl"},
+        *{".model_card_eccl", ".publish_eccl"},
     },
 }
 

@@ -335,3 +335,43 @@ def test_the_split_to_evaluate_on_goes_by_either_name(benchmark):
     for name in ("val", "validation", None):
         _, rows, split = train_eccl.load_splits(data, name, evaluated=True)
         assert split == "val" and len(rows) == 4
+
+
+def test_save_model_gives_what_anyone_loads_and_training_goes_on(backbone, benchmark, tmp_path):
+    trainer = make_trainer(backbone, benchmark, tmp_path, num_train_epochs=1)
+    trainer.train()
+    trainer.save_model(tmp_path / "merged")
+    names = {path.name for path in (tmp_path / "merged").iterdir()}
+    assert {"config.json", "model.safetensors", "processor_config.json", "pipeline_eccl.py"} <= names
+    assert "adapter_model.safetensors" not in names
+    merged = AutoModel.from_pretrained(tmp_path / "merged", trust_remote_code=True).eval()
+    pixels = torch.randn(2, 3, 32, 16)
+    with torch.no_grad():
+        ours = trainer.model.eval().get_image_features(pixels)
+        torch.testing.assert_close(merged.get_image_features(pixels), ours, rtol=1e-4, atol=1e-5)
+    assert isinstance(trainer.model, PeftModel)
+    trainer.train()
+
+
+def test_the_card_of_a_run_says_what_it_was(backbone, benchmark, tmp_path):
+    tune(backbone, benchmark, tmp_path / "out", "--seed 11 --eval_split test")
+    for folder in ("out", "out/adapter"):
+        card = (tmp_path / folder / "README.md").read_text()
+        assert "- Data: cuhk_pedes train: 4 ids, 8 images, 16 captions" in card and "- seed: 11" in card
+        assert "On cuhk_pedes, split test: 8 queries, 4 in the gallery" in card
+        assert "- Chosen: the evaluation with the best rank1 on test, the split that is scored below" in card
+        assert "they do not compare: test has 2 ids, 4 images, 8 captions; published: 1,000 ids" in card
+        assert "| ECCL (published)" in card and str(tmp_path) not in card
+    figures = [line for line in card.splitlines() if "out, measured" in line]
+    state = json.loads(next((tmp_path / "out").glob("checkpoint-*/trainer_state.json")).read_text())
+    best = max(entry["eval_rank1"] for entry in state["log_history"] if "eval_rank1" in entry)
+    assert float(figures[0].split("|")[2]) == pytest.approx(best, abs=0.01)
+
+
+def test_publishing_needs_a_name_and_happens_once_at_the_end(backbone, benchmark, tmp_path, monkeypatch, capsys):
+    with pytest.raises(ValueError, match="push_to_hub needs hub_model_id"):
+        tune(backbone, benchmark, tmp_path / "out", "--max_steps 1 --push_to_hub True")
+    calls = []
+    monkeypatch.setattr(train_eccl, "publish", lambda *arguments: calls.append(arguments) or "me/x")
+    tune(backbone, benchmark, tmp_path / "out", "--max_steps 1 --push_to_hub True --hub_model_id me/x")
+    assert calls == [(str(tmp_path / "out"), "me/x", False)] and "published: me/x" in capsys.readouterr().out
