@@ -217,6 +217,8 @@ def main(arguments: list[str]) -> None:
     metrics = trainer.evaluate() if evaluation is not None else None
     if trainer.is_world_process_zero():
         facts = gather_facts(data, model_arguments, args, pairs, evaluation, eval_split, metrics, duration)
+        if arguments and arguments[0].endswith((".yaml", ".yml")):
+            facts.settings = {"recipe": Path(arguments[0]).name, **facts.settings}
         save_result(model, processor, Path(args.output_dir), model_arguments, facts)
         print(f"the model is in {args.output_dir}")
         if push:

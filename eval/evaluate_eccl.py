@@ -131,6 +131,14 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> None:
     options = parse_arguments(arguments)
+    try:
+        evaluate_all(options)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+def evaluate_all(options: argparse.Namespace) -> None:
+    """Every model on every benchmark, then the report."""
     # Without being told, accelerate takes processes without a GPU for strangers.
     state = PartialState(cpu=not torch.accelerator.is_available())
     directions = tuple(DIRECTIONS) if options.direction == "both" else (options.direction,)

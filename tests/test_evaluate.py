@@ -154,6 +154,19 @@ def test_arguments_that_do_not_fit_are_refused(words, message, capsys):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("model", "data_dir", "split", "message"),
+    [
+        ("nowhere/at/all", None, "test", "error: .*nowhere/at/all"),
+        (BACKBONE, "/nowhere", "test", "error: no .* in /nowhere"),
+        (BACKBONE, None, "tset", "error: Unknown split .tset"),
+    ],
+)
+def test_names_that_are_none_are_said_in_a_line(benchmark, model, data_dir, split, message):
+    with pytest.raises(SystemExit, match=message):
+        run("--model", model, "--dataset", "synthetic_pedes", "--data_dir", data_dir or benchmark, "--split", split)
+
+
 @pytest.mark.slow
 def test_two_processes_give_the_figures_of_one(benchmark, tmp_path):
     figures = []

@@ -180,6 +180,8 @@ def test_lengths_of_embeddings_do_not_matter(metric):
         ({"references": ["0", "1"]}, "person ids must be whole numbers"),
         ({"references": None}, "references is missing"),
         ({"gallery_embeds": [], "gallery_person_ids": []}, r"gallery_embeds has shape \(0,\)"),
+        ({"block_size": 0}, "block_size is 0, it must be at least 1"),
+        ({"ks": (1.5,)}, "ks holds float64 values"),
         ({"ks": (0,)}, r"ks is \(0,\), each k must be at least 1"),
     ],
 )
@@ -192,3 +194,12 @@ def test_bad_input_is_named(metric, changes, message):
     } | changes
     with pytest.raises(ValueError, match=message):
         metric.compute(**arguments)
+
+
+def test_one_k_is_enough_and_rows_must_be_as_many_as_queries(metric):
+    rows = np.eye(3, dtype=np.float32)
+    assert set(retrieval_metrics([rows], [1, 2, 3], [1, 2, 3], ks=5)) == {"rank5", "mAP", "mINP"}
+    with pytest.raises(ValueError, match="2 rows of similarities and 3 references"):
+        retrieval_metrics([rows[:2]], [1, 2, 3], [1, 2, 3])
+    with pytest.raises(ValueError, match="more rows of similarities than the 3 references"):
+        retrieval_metrics([rows, rows], [1, 2, 3], [1, 2, 3])

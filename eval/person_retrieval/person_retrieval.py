@@ -95,7 +95,11 @@ def _check_sizes(num_queries, query_person_ids, gallery_size, gallery_person_ids
         raise ValueError(f"the gallery has {gallery_size} images and {len(gallery_person_ids)} gallery_person_ids")
 
 
-def _rows_per_block(gallery_size):
+def _rows_per_block(gallery_size, asked_for):
+    if asked_for is not None:
+        if asked_for < 1:
+            raise ValueError(f"block_size is {asked_for}, it must be at least 1")
+        return asked_for
     return max(1, _BLOCK_BYTES // (4 * gallery_size))
 
 
@@ -156,7 +160,7 @@ def retrieval_metrics(similarity_blocks, query_person_ids, gallery_person_ids, k
     """Scores blocks of similarity rows.
 
     Args:
-        similarity_blocks: an iterable of (rows, gallery) arrays that together hold every query once, in order.
+        similarity_blocks: an iterable of (rows, gallery) arrays that together hold every query once, in order; finite.
         query_person_ids: the person of each query.
         gallery_person_ids: the person of each gallery image.
         ks: the k of Rank-k, positive.
@@ -173,6 +177,7 @@ def retrieval_metrics(similarity_blocks, query_person_ids, gallery_person_ids, k
     for name, ids in (("references", query_person_ids), ("gallery_person_ids", gallery_person_ids)):
         if not ids.size:
             raise ValueError(f"{name} is empty")
+    ks = _as_ids("ks", numpy.atleast_1d(ks)).tolist()
     if any(k < 1 for k in ks):
         raise ValueError(f"ks is {tuple(ks)}, each k must be at least 1")
     by_person = numpy.argsort(gallery_person_ids, kind="stable")
@@ -186,6 +191,8 @@ def retrieval_metrics(similarity_blocks, query_person_ids, gallery_person_ids, k
     # numpy compares and counts outside the interpreter's lock.
     with concurrent.futures.ThreadPoolExecutor(num_workers) as pool:
         for block in similarity_blocks:
+            if scored + len(block) > len(relevant):
+                raise ValueError(f"there are more rows of similarities than the {len(relevant)} references")
             own = relevant[scored : scored + len(block)]
             step = max(1, -(-len(block) // num_workers))
             starts = range(0, len(block), step)
@@ -193,6 +200,8 @@ def retrieval_metrics(similarity_blocks, query_person_ids, gallery_person_ids, k
                 _ranks_of_relevant, [block[i : i + step] for i in starts], [own[i : i + step] for i in starts]
             )
             scored += len(block)
+    if scored < len(relevant):
+        raise ValueError(f"there are {scored} rows of similarities and {len(relevant)} references")
     counts = numpy.array([len(images) for images in relevant])
     ends, ranks = counts.cumsum(), numpy.concatenate(ranks)
     first_rank, last_rank = ranks[ends - counts], ranks[ends - 1]
@@ -223,7 +232,7 @@ def score_embeddings(
         )
     _check_sizes(len(queries), query_person_ids, len(gallery), gallery_person_ids)
     queries, gallery = _unit_rows("predictions", queries), _unit_rows("gallery_embeds", gallery)
-    block_size = block_size or _rows_per_block(len(gallery))
+    block_size = _rows_per_block(len(gallery), block_size)
     # One block's memory serves all of them.
     similarities = numpy.empty((min(block_size, len(queries)), len(gallery)), dtype=numpy.float32)
     starts = range(0, len(queries), block_size)
@@ -300,7 +309,7 @@ class PersonRetrieval(evaluate.Metric):
             )
         similarities = _as_matrix("predictions", predictions)
         _check_sizes(len(similarities), references, similarities.shape[1], gallery_person_ids)
-        block_size = block_size or _rows_per_block(similarities.shape[1])
+        block_size = _rows_per_block(similarities.shape[1], block_size)
         blocks = (similarities[start : start + block_size] for start in range(0, len(similarities), block_size))
         return retrieval_metrics(blocks, references, gallery_person_ids, ks, return_per_query)
 
