@@ -13,7 +13,7 @@ DEMO := demo
 BACKBONE := assets/synthetic-backbone
 SENTENCE := A woman in a red coat and blue jeans with a black backpack
 
-.PHONY: demo test test-slow fidelity bench-data bench-eval hub-check lint format clean pretrain
+.PHONY: demo test test-slow soak fidelity bench-data bench-eval hub-check lint format clean pretrain
 
 $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	@echo "installing into $(VENV) (once)"
@@ -35,6 +35,10 @@ test: $(VENV)/.installed
 
 test-slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -q -m slow
+
+# Kills training 20 times at random moments and resumes it, with one process and with two: ten minutes.
+soak: $(VENV)/.installed
+	@$(BIN)/python tests/soak.py
 
 # Everything that is compared with the published code, and the worst difference of each.
 fidelity: $(VENV)/.installed

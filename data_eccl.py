@@ -1,6 +1,7 @@
 """From rows of a benchmark to batches: caption pairs, augmentation, the collator, the sampler, and plain encoding."""
 
 import random
+import signal
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -24,6 +25,9 @@ _ERASE_PROBABILITY = 0.5
 _ERASE_AREA = (0.02, 0.4)
 _ERASE_RATIO = (0.3, 3.3)
 _DROP_WORD_PROBABILITY = 0.1
+
+# The index of what fills the last batch where several processes need batches of one size; no loss counts it.
+PADDING = -1
 
 _CLIP_TOKENIZER = Path(__file__).parent / "assets" / "clip-tokenizer"
 
@@ -88,7 +92,8 @@ class CaptionPairs(Dataset):
     """The (image, caption) pairs of a split: an image appears once for each of its captions, and is stored once.
 
     An item is drawn by `draw * len(self) + pair`, `draw` being the epoch for [`PairSampler`], so that its augmentation
-    depends on the seed, the draw and the pair alone: not on which worker, process or resumed run makes it.
+    depends on the seed, the draw and the pair alone: not on which worker, process or resumed run makes it. The index
+    [`PADDING`] gives an item that only fills a batch.
 
     Args:
         rows: a split of one of the builders.
@@ -124,11 +129,17 @@ class CaptionPairs(Dataset):
         return len(self.row_of_pair)
 
     def __getitem__(self, index: int) -> dict:
-        draw, pair = divmod(int(index), len(self))
+        is_padding = index == PADDING
+        draw, pair = divmod(0 if is_padding else int(index), len(self))
         row, caption_index = int(self.row_of_pair[pair]), int(self.caption_of_pair[pair])
         record = self.rows[row]
         caption = record["captions"][caption_index]
-        item = {"row": row, "person_label": int(self.person_labels[row]), "file_path": record["file_path"]}
+        item = {
+            "row": row,
+            "person_label": int(self.person_labels[row]),
+            "file_path": None if is_padding else record["file_path"],
+            "is_padding": is_padding,
+        }
         image_processor = self.processor.image_processor
         if self.augment:
             rng = random.Random(f"{self.seed}/{draw}/{pair}")
@@ -151,7 +162,8 @@ class PairCollator:
 
     Returns:
         `pixel_values` `(batch, 3, height, width)`, `input_ids` and `attention_mask` `(batch, longest)`,
-        `person_labels` and `rows` `(batch,)`, and `attribute_labels` `(batch, 2, attributes)` (image, caption) if any.
+        `person_labels`, `rows` and `is_padding` `(batch,)`, `file_paths`, a list, and `attribute_labels`
+        `(batch, 2, attributes)` (image, caption) if any.
     """
 
     def __init__(self, processor: ECCLProcessor):
@@ -162,6 +174,8 @@ class PairCollator:
         batch["pixel_values"] = torch.stack([item["pixel_values"] for item in items])
         batch["person_labels"] = torch.tensor([item["person_label"] for item in items])
         batch["rows"] = torch.tensor([item["row"] for item in items])
+        batch["is_padding"] = torch.tensor([item["is_padding"] for item in items])
+        batch["file_paths"] = [item["file_path"] for item in items]
         if "attribute_labels" in items[0]:
             batch["attribute_labels"] = torch.stack([item["attribute_labels"] for item in items])
         return batch
@@ -173,21 +187,22 @@ class PairSampler(Sampler[int]):
     Args:
         num_pairs: `len` of the [`CaptionPairs`].
         seed: of the order.
+        multiple_of: [`PADDING`] at the end fills the epoch up to a multiple of it.
     """
 
-    def __init__(self, num_pairs: int, seed: int = 0):
-        self.num_pairs, self.seed, self.epoch = num_pairs, seed, 0
+    def __init__(self, num_pairs: int, seed: int = 0, multiple_of: int = 1):
+        self.num_pairs, self.seed, self.multiple_of, self.epoch = num_pairs, seed, multiple_of, 0
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return self.num_pairs
+        return -(-self.num_pairs // self.multiple_of) * self.multiple_of
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
-        order = torch.randperm(self.num_pairs, generator=generator)
-        return iter((order + self.epoch * self.num_pairs).tolist())
+        order = torch.randperm(self.num_pairs, generator=generator) + self.epoch * self.num_pairs
+        return iter(order.tolist() + [PADDING] * (len(self) - self.num_pairs))
 
 
 class IdentitySampler(Sampler[int]):
@@ -259,6 +274,11 @@ class IdentitySampler(Sampler[int]):
                     in_batch[pair] += 1
 
 
+def ignore_sigterm(worker_id: int) -> None:
+    """For workers of a `DataLoader`: a signal to a whole group of processes is their process's to answer."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
 class _EvaluationImages(Dataset):
     def __init__(self, rows: datasets.Dataset, processor: ECCLProcessor):
         self.rows, self.processor = rows, processor
@@ -292,7 +312,10 @@ def embed_images(
     """
     batches = [range(start, min(start + batch_size, len(rows))) for start in range(0, len(rows), batch_size)]
     loader = DataLoader(
-        _EvaluationImages(rows, processor), batch_sampler=_own_batches(batches, share), num_workers=num_workers
+        _EvaluationImages(rows, processor),
+        batch_sampler=_own_batches(batches, share),
+        num_workers=num_workers,
+        worker_init_fn=ignore_sigterm,
     )
     with _evaluating(model):
         features = [

@@ -116,7 +116,8 @@ def similarity_distribution_matching_loss(
     weights = (person_ids[:, None] == person_ids[None, :]).float()
     if image_ids is not None:
         _check_batch(image_features, text_features, image_ids)
-        weights = weights.lerp((image_ids[:, None] == image_ids[None, :]).float(), 1 - image_id_factor)
+        # Not lerp, which rounds a small factor away.
+        weights = weights * image_id_factor + (image_ids[:, None] == image_ids[None, :]) * (1 - image_id_factor)
     logits = cosine_similarity_matrix(text_features, image_features) * logit_scale
     true = weights / weights.sum(dim=1)
     return _divergence(logits, true) + _divergence(logits.T, true)

@@ -83,7 +83,9 @@ class CrossModalMemory(nn.Module):
         return -log_mass.mean()
 
     @torch.no_grad()
-    def update(self, image_features: torch.Tensor, text_features: torch.Tensor, rows: torch.Tensor) -> None:
+    def update(
+        self, image_features: torch.Tensor, text_features: torch.Tensor, rows: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Writes the items of a batch into their rows, as if one after the other.
 
         `row = m * row + (1 - m) * normalize(feature)`, normalised again; images into image rows, texts into text rows.
@@ -93,13 +95,24 @@ class CrossModalMemory(nn.Module):
         Args:
             image_features, text_features: `(batch, dim)`, unnormalised.
             rows: `(batch,)`: the row of each item.
+
+        Returns:
+            How far the image rows and the text rows moved: `1 - cos(before, after)`, a mean over the rows written, 0 to
+            2; 0 where there are none.
         """
         features = torch.stack([unit_rows(image_features), unit_rows(text_features)])
+        written_rows = rows.unique()
+        before = [memory[written_rows] for memory in (self.image_rows, self.text_rows)]
         for items in _rounds(rows):
             targets = rows[items]
             for memory, written in ((self.image_rows, features[0]), (self.text_rows, features[1])):
                 mixed = self.momentum * memory[targets] + (1 - self.momentum) * written[items]
                 memory[targets] = nn.functional.normalize(mixed, dim=-1)
+        image_drift, text_drift = (
+            (1 - (old * memory[written_rows]).sum(dim=1)).sum() / max(1, len(written_rows))
+            for old, memory in zip(before, (self.image_rows, self.text_rows), strict=True)
+        )
+        return image_drift, text_drift
 
     @torch.no_grad()
     def fill(self, image_features: torch.Tensor, text_features: torch.Tensor, rows: torch.Tensor) -> None:

@@ -7,11 +7,12 @@ A checkpoint carries this file, and with it each file that it names so (transfor
 
 import contextlib
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers import CLIPModel, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.masking_utils import create_causal_mask
@@ -216,6 +217,14 @@ def _recording(encoder: CLIPEncoder, hidden_states: bool, attentions: bool) -> I
         record["attentions"] = tuple(weights)
 
 
+def _in_chunks(
+    encode: Callable[[torch.Tensor], torch.Tensor], items: torch.Tensor, chunk_size: int | None
+) -> torch.Tensor:
+    if not chunk_size:
+        return encode(items)
+    return torch.cat([checkpoint(encode, chunk, use_reentrant=False) for chunk in items.split(chunk_size)])
+
+
 def _expand(prompts: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
     # Not len(): an export for any batch would fix it.
     return prompts.to(hidden.dtype).expand(hidden.shape[0], -1, -1)
@@ -404,6 +413,7 @@ class ECCLModel(CLIPPreTrainedModel):
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
+        embed_chunk_size: int | None = None,
     ) -> ECCLOutput | tuple[torch.Tensor, ...]:
         """Encodes captions, images or both, and compares them where both are given.
 
@@ -414,9 +424,13 @@ class ECCLModel(CLIPPreTrainedModel):
             output_hidden_states: also gives what passes between the layers.
             output_attentions: also gives the attention weights, which only `attn_implementation="eager"` computes.
             return_dict: `False` for a tuple of what is not `None`.
+            embed_chunk_size: encodes so many captions, and images, at a time, and again in the backward pass, so that
+                no more activations than theirs are kept. Features and gradients are the same (gradient caching:
+                "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup", RepL4NLP 2021).
 
         Raises:
-            ValueError: neither input was given, or attentions are asked of another implementation.
+            ValueError: neither input was given, attentions are asked of another implementation, or hidden states or
+                attentions of chunks.
         """
         if input_ids is None and pixel_values is None:
             raise ValueError("ECCLModel needs input_ids, pixel_values or both, got neither")
@@ -428,12 +442,14 @@ class ECCLModel(CLIPPreTrainedModel):
                 f"{self.config._attn_implementation!r}: model.set_attn_implementation('eager')"
             )
         output, asked = ECCLOutput(), bool(hidden_states or attentions)
+        if asked and embed_chunk_size:
+            raise ValueError("hidden states and attentions are of a whole batch: leave embed_chunk_size out")
         if input_ids is not None:
             with _recording(self.text_model.encoder, hidden_states, attentions) as text_record:
-                output["text_embeds"] = self.get_text_features(input_ids, attention_mask)
+                output["text_embeds"] = _in_chunks(self.get_text_features, input_ids, embed_chunk_size)
         if pixel_values is not None:
             with _recording(self.vision_model.encoder, hidden_states, attentions) as vision_record:
-                output["image_embeds"] = self.get_image_features(pixel_values)
+                output["image_embeds"] = _in_chunks(self.get_image_features, pixel_values, embed_chunk_size)
         if input_ids is not None and pixel_values is not None:
             texts, images = (nn.functional.normalize(output[name], dim=-1) for name in ("text_embeds", "image_embeds"))
             output["logits_per_text"] = texts @ images.T * self.logit_scale.exp()

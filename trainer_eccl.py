@@ -1,138 +1,52 @@
-"""Training: the arguments, the objective with its memories, and the `Trainer` that drives both."""
+"""Training: the objective with its memories, and the `Trainer` that drives it."""
 
 import copy
+import logging
 import math
-from dataclasses import dataclass, field
+import shutil
+import signal
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import datasets
 import safetensors.torch
 import torch
+from accelerate.utils import broadcast_object_list, gather_object
 from peft import PeftModel
 from torch import nn
 from torch.distributed.nn.functional import all_gather
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer
+from transformers.trainer_utils import rotate_checkpoints
 
-from .data_eccl import CaptionPairs, IdentitySampler, PairCollator, PairSampler, SplitEmbeddings, embed_split
+from .checkpoints_eccl import (
+    CheckpointCallback,
+    last_complete_checkpoint,
+    mark_complete,
+    on_sigterm,
+    what_is_missing,
+)
+from .data_eccl import (
+    CaptionPairs,
+    IdentitySampler,
+    PairCollator,
+    PairSampler,
+    SplitEmbeddings,
+    embed_split,
+    ignore_sigterm,
+)
 from .eval.person_retrieval.person_retrieval import score_embeddings
 from .lora_eccl import merge_lora
 from .losses_eccl import attribute_classification_loss, image_text_contrastive_loss, triplet_alignment_loss
 from .memory_eccl import CrossModalMemory
 from .modeling_eccl import ECCLModel
+from .monitor_eccl import StepMonitor
+from .training_arguments_eccl import ECCLTrainingArguments, epoch_factor
 
+_logger = logging.getLogger(__name__)
 OBJECTIVE_FILE = "objective.safetensors"
 _INSTANCE_EPS = 1e-8
-
-
-@dataclass
-class ECCLTrainingArguments(TrainingArguments):
-    """transformers' training arguments with ECCL's own, the published recipe being the default.
-
-    The learning rate is stepped per epoch (see [`epoch_factor`]) unless `lr_scheduler_type` is set; the optimiser is
-    Adam with L2 decay, or AdamW with `decoupled_weight_decay`.
-    """
-
-    output_dir: str | None = field(default="eccl-output", metadata={"help": "Checkpoints and the final model."})
-    learning_rate: float = field(
-        default=1e-3, metadata={"help": "Of prompts and maps; of everything with --tune full."}
-    )
-    lora_learning_rate: float = field(default=1e-4, metadata={"help": "Of the LoRA matrices."})
-    weight_decay: float = field(default=4e-5, metadata={"help": "L2 decay of all that trains."})
-    decoupled_weight_decay: bool = field(default=False, metadata={"help": "AdamW's decay in place of L2."})
-    adam_epsilon: float = field(default=1e-3, metadata={"help": "Adam's eps; the published code's value."})
-    num_train_epochs: float = field(default=60, metadata={"help": "Passes over all pairs."})
-    warmup_epochs: int = field(default=5, metadata={"help": "Epochs over which the rate rises from a tenth."})
-    per_device_train_batch_size: int = field(default=128, metadata={"help": "Pairs per step and process."})
-    max_grad_norm: float = field(default=0.0, metadata={"help": "0 clips nothing, as published."})
-
-    tune: str = field(default="lora", metadata={"help": "lora: prompts and LoRA; full: every parameter."})
-    lora_rank: int = field(default=4, metadata={"help": "Rank of the updates."})
-    lora_alpha: int = field(default=4, metadata={"help": "The updates are scaled by alpha / rank."})
-    sampler: str = field(
-        default="random",
-        metadata={
-            "help": "random: every pair once an epoch; identity: pairs_per_person pairs of each person of a batch."
-        },
-    )
-    pairs_per_person: int = field(
-        default=2, metadata={"help": "With --sampler identity; divides the batch of all processes."}
-    )
-    augment: bool = field(default=True, metadata={"help": "The published augmentation of images and captions."})
-    eval_split: str | None = field(default=None, metadata={"help": "val by default, test where there is no val."})
-
-    tal_weight: float = field(default=1.0, metadata={"help": "Of the triplet alignment loss."})
-    tal_temperature: float = field(default=0.02, metadata={"help": "Positive."})
-    tal_margin: float = field(default=0.2, metadata={"help": "At least 0."})
-    identity_memory_weight: float = field(default=1.0, metadata={"help": "0 does without the memory."})
-    identity_memory_temperature: float = field(default=0.03, metadata={"help": "Positive."})
-    identity_memory_momentum: float = field(default=0.1, metadata={"help": "Share of the old row that stays."})
-    instance_memory_weight: float = field(default=0.1, metadata={"help": "0 does without the memory."})
-    instance_memory_temperature: float = field(default=0.015, metadata={"help": "Positive."})
-    instance_memory_momentum: float = field(default=0.1, metadata={"help": "Share of the old row that stays."})
-    contrastive_weight: float = field(default=0.0, metadata={"help": "Of InfoNCE at the model's own logit_scale."})
-    attribute_weight: float = field(
-        default=0.0, metadata={"help": "Of attribute prediction, for pre-training on the synthetic benchmark."}
-    )
-
-    eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate."})
-    save_strategy: str = field(default="epoch", metadata={"help": "When to write a checkpoint."})
-    save_total_limit: int | None = field(default=1, metadata={"help": "Checkpoints kept beside the best."})
-    load_best_model_at_end: bool = field(default=True, metadata={"help": "Keep the best epoch, not the last."})
-    metric_for_best_model: str | None = field(default="rank1", metadata={"help": "rank1, mAP, ..."})
-    remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay off: the trainer needs them all."})
-
-    def __post_init__(self):
-        # transformers takes bf16 without an accelerator only if the CPU is asked for.
-        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
-        super().__post_init__()
-        if self.tune not in ("lora", "full"):
-            raise ValueError(f"tune is {self.tune!r}, it must be lora or full")
-        if self.sampler not in ("random", "identity"):
-            raise ValueError(f"sampler is {self.sampler!r}, it must be random or identity")
-        global_batch = self.train_batch_size * self.world_size
-        if self.sampler == "identity" and (self.pairs_per_person < 1 or global_batch % self.pairs_per_person):
-            raise ValueError(
-                f"pairs_per_person is {self.pairs_per_person}, it must divide the {global_batch} pairs of a batch "
-                "(per_device_train_batch_size times processes)"
-            )
-        weights = ("tal", "identity_memory", "instance_memory", "contrastive", "attribute")
-        for name in weights:
-            if getattr(self, f"{name}_weight") < 0:
-                raise ValueError(f"{name}_weight is {getattr(self, f'{name}_weight')}, it must not be negative")
-        if not any(getattr(self, f"{name}_weight") for name in weights):
-            raise ValueError("all loss weights are 0: there is nothing to train")
-        for name in ("tal", "identity_memory", "instance_memory"):
-            if getattr(self, f"{name}_temperature") <= 0:
-                raise ValueError(f"{name}_temperature is {getattr(self, f'{name}_temperature')}, it must be positive")
-        if self.optim != TrainingArguments.optim and self.optim != TrainingArguments.default_optim:
-            raise ValueError(f"optim is {self.optim!r}: ECCL trains with Adam, or AdamW with --decoupled_weight_decay")
-        if self.remove_unused_columns:
-            raise ValueError("remove_unused_columns must be False: the trainer needs every column of a batch")
-        if self.epoch_schedule and self.warmup_steps:
-            raise ValueError(
-                f"warmup_steps is {self.warmup_steps}, but the rate is stepped per epoch: set warmup_epochs, "
-                "or another lr_scheduler_type"
-            )
-
-    @property
-    def epoch_schedule(self) -> bool:
-        """Whether the published per-epoch schedule holds: any scheduler but transformers' default turns it off."""
-        return self.lr_scheduler_type == "linear"
-
-
-def epoch_factor(epoch: int, num_epochs: int, warmup_epochs: int = 5) -> float:
-    """The factor on both learning rates: `0.1 + 0.9 e / w` for e < w, then `0.5 (1 + cos(pi (e - w) / (E - w)))`.
-
-    Args:
-        epoch: from 0.
-        num_epochs: `E`.
-        warmup_epochs: `w`.
-    """
-    if epoch < warmup_epochs:
-        return 0.1 + 0.9 * epoch / warmup_epochs
-    if num_epochs <= warmup_epochs:
-        return 1.0
-    return 0.5 * (1 + math.cos(math.pi * (epoch - warmup_epochs) / (num_epochs - warmup_epochs)))
 
 
 class ECCLObjective(nn.Module):
@@ -193,15 +107,21 @@ class ECCLObjective(nn.Module):
     def forward(
         self, image_features: torch.Tensor, text_features: torch.Tensor, logit_scale: torch.Tensor, batch: dict
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """The weighted total, and each part unweighted by name.
+        """The weighted total, and each part unweighted by name, in float32 also under autocast.
 
         Args:
-            image_features, text_features: `(batch, dim)`, unnormalised.
+            image_features, text_features: `(batch, dim)`, unnormalised, of any precision.
             logit_scale: the factor of InfoNCE.
             batch: `person_labels`, `rows`, and `attribute_labels` where they are used.
         """
+        with torch.autocast(image_features.device.type, enabled=False):
+            return self._losses(image_features.float(), text_features.float(), logit_scale.float(), batch)
+
+    def _losses(
+        self, image_features: torch.Tensor, text_features: torch.Tensor, logit_scale: torch.Tensor, batch: dict
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         parts: dict[str, torch.Tensor] = {}
-        total = image_features.new_zeros((), dtype=torch.float32)
+        total = image_features.new_zeros(())
         if self.weights["tal"]:
             parts["tal_loss"] = triplet_alignment_loss(
                 image_features, text_features, batch["person_labels"], self.tal_temperature, self.tal_margin
@@ -217,7 +137,7 @@ class ECCLObjective(nn.Module):
         if self.attribute_head is not None:
             for index, (name, features) in enumerate((("image", image_features), ("text", text_features))):
                 parts[f"attribute_loss_{name}"] = attribute_classification_loss(
-                    self.attribute_head(features.float()),
+                    self.attribute_head(features),
                     batch["attribute_labels"][:, index],
                     self.num_attribute_values,
                 )
@@ -280,18 +200,21 @@ class ECCLTrainer(Trainer):
             train_dataset.person_labels,
             num_attribute_values or [],
         ).to(self.args.device)
-        self._part_sums: dict[str, torch.Tensor] = {}
-        self._part_count = 0
+        self._monitor = StepMonitor()
+        self._written: list[_Written] = []
+        self._checkpoint_callback = CheckpointCallback(self.accelerator)
+        self.add_callback(self._checkpoint_callback)
         # A sampler that cannot be is refused now, before the memories take a pass over the training set.
         self._get_train_sampler()
 
     def _get_train_sampler(self, train_dataset: CaptionPairs | None = None) -> PairSampler | IdentitySampler:
         pairs = self.train_dataset if train_dataset is None else train_dataset
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        if self.args.sampler == "random":
-            return PairSampler(len(pairs), seed)
         # Batch i goes to process i modulo their number: so many in a row make one batch of the objective.
         batch_size = self.args.train_batch_size * self.args.world_size
+        if self.args.sampler == "random":
+            fills = self.args.world_size > 1 and not self.args.dataloader_drop_last
+            return PairSampler(len(pairs), seed, batch_size if fills else 1)
         persons_per_batch = batch_size // self.args.pairs_per_person
         if persons_per_batch > pairs.num_persons:
             raise ValueError(
@@ -344,11 +267,54 @@ class ECCLTrainer(Trainer):
             self._created_lr_scheduler = True
         return self.lr_scheduler
 
+    def get_train_dataloader(self) -> torch.utils.data.DataLoader:
+        """As of `Trainer`; the workers leave SIGTERM to the process that they work for."""
+        loader = super().get_train_dataloader()
+        # accelerate's loader stands before torch's, which starts the workers.
+        loader.base_dataloader.worker_init_fn = partial(_start_worker, loader.worker_init_fn)
+        return loader
+
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
-        """Trains; the memories start from one pass over the training set, or from the checkpoint."""
-        if not resume_from_checkpoint:
-            self._start_memories()
-        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        """Trains; the memories start from one pass over the training set, or from the checkpoint.
+
+        Args:
+            resume_from_checkpoint: a checkpoint, or `True` for the last whole one in `output_dir`; where there is none
+                yet, training starts from the beginning, so that one command serves for every start.
+
+        Raises:
+            ValueError: the checkpoint that was named is not whole.
+            FloatingPointError: the loss, or the gradient, is no longer a number.
+            SystemExit: with 143, after SIGTERM, once a checkpoint is written.
+        """
+        checkpoint = self._choose_checkpoint(resume_from_checkpoint)
+        with on_sigterm(self.accelerator.set_trigger):
+            if checkpoint is None:
+                self._start_memories()
+            self._monitor.start()
+            return super().train(resume_from_checkpoint=checkpoint, **kwargs)
+
+    def _choose_checkpoint(self, asked: str | bool | None) -> str | None:
+        if not asked:
+            return None
+        output_dir = Path(self.args.output_dir)
+        if asked is True:
+            report = _logger.warning if self.is_world_process_zero() else lambda _: None
+            found = last_complete_checkpoint(output_dir, report)
+            if found is None:
+                report(f"{output_dir} has no complete checkpoint: training starts from the beginning")
+            # One process decides, so that all start from the same.
+            return broadcast_object_list([None if found is None else str(found)])[0]
+        missing = what_is_missing(Path(asked))
+        if missing is not None:
+            raise ValueError(f"{asked} cannot be resumed from: {missing}")
+        return str(asked)
+
+    def _run_epoch(self, *args, **kwargs) -> None:
+        # A run that was killed after its last checkpoint has no step left; transformers would take one more.
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
 
     def _start_memories(self) -> None:
         if not (self.args.identity_memory_weight or self.args.instance_memory_weight):
@@ -376,40 +342,74 @@ class ECCLTrainer(Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The objective over the batches of all processes together."""
-        outputs = model(input_ids=inputs["input_ids"], pixel_values=inputs["pixel_values"])
-        batch = {name: inputs[name] for name in ("person_labels", "rows", "attribute_labels") if name in inputs}
+        outputs = model(
+            input_ids=inputs["input_ids"],
+            pixel_values=inputs["pixel_values"],
+            embed_chunk_size=self.args.embed_chunk_size,
+        )
+        names = ("person_labels", "rows", "attribute_labels")
+        batch = {name: inputs[name] for name in names if name in inputs}
         image_features, text_features = outputs.image_embeds, outputs.text_embeds
         if self.args.world_size > 1:
-            image_features, text_features = _gather_features(image_features), _gather_features(text_features)
-            batch = {name: self.accelerator.gather(labels) for name, labels in batch.items()}
+            is_real = ~self.accelerator.gather(inputs["is_padding"])
+            image_features, text_features = (
+                _gather_features(features)[is_real] for features in (image_features, text_features)
+            )
+            batch = {name: self.accelerator.gather(labels)[is_real] for name, labels in batch.items()}
         scale = self.accelerator.unwrap_model(model).logit_scale.exp()
-        total, parts = self.objective(image_features.float(), text_features.float(), scale, batch)
-        if model.training:
-            self._count_parts(parts)
-            self._written = (image_features.detach(), text_features.detach(), batch)
+        total, parts = self.objective(image_features, text_features, scale, batch)
+        self._written.append(
+            _Written(image_features.detach(), text_features.detach(), batch, inputs.get("file_paths", []))
+        )
+        if not total.isfinite():
+            values = ", ".join(f"{name} {float(value):.4g}" for name, value in parts.items())
+            self._stop(f"the loss is {float(total)} ({values})", self._written)
+        self._monitor.add(parts)
         return (total, outputs) if return_outputs else total
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
-        """A step of `Trainer`, and after its backward pass the update of the memories."""
+        """A step of `Trainer`; after the last backward pass of an optimiser step, the update of the memories."""
         loss = super().training_step(model, inputs, num_items_in_batch)
-        image_features, text_features, batch = self._written
-        for _, memory, rows in self.objective.memories(batch):
-            memory.update(image_features, text_features, rows)
+        if self.accelerator.sync_gradients:
+            self._update_memories()
         return loss
 
-    def _count_parts(self, parts: dict[str, torch.Tensor]) -> None:
-        for name, value in parts.items():
-            self._part_sums[name] = self._part_sums.get(name, 0.0) + value.detach()
-        self._part_count += 1
+    def _update_memories(self) -> None:
+        for image_features, text_features, batch, _ in self._written:
+            for name, memory, rows in self.objective.memories(batch):
+                image_drift, text_drift = memory.update(image_features, text_features, rows)
+                self._monitor.add({f"{name}_drift_image": image_drift, f"{name}_drift_text": text_drift})
+        self._monitor.count(sum(len(written.image_features) for written in self._written))
+        self._last_written, self._written = self._written, []
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        norm = super()._get_grad_norm(model, grad_norm)
+        # With a scaler, which float16 needs, steps of infinite gradients are left out and the scale lowered.
+        if self.accelerator.scaler is None and not math.isfinite(norm):
+            self._stop(f"the norm of the gradient is {float(norm)}", self._last_written)
+        return norm
+
+    def _stop(self, reason: str, written: list["_Written"]) -> None:
+        """Every process comes here at once: they all have the loss, and the gradient, of the whole batch."""
+        # What fills a batch has no path.
+        own_paths = [path for batch in written for path in batch.file_paths if path is not None]
+        raise FloatingPointError(
+            f"step {self.state.global_step + 1}: {reason}. Training stops, and no checkpoint is made of this step. The "
+            f"images of its batch: {', '.join(gather_object(own_paths))}"
+        )
+
+    def _get_learning_rate(self) -> float:
+        # transformers asks between the steps of the optimiser and of the scheduler, for the log.
+        self._rates = [group["lr"] for group in self.optimizer.param_groups]
+        return super()._get_learning_rate()
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
-        """Adds the mean of each loss part since the last training log, and the rate of LoRA."""
-        if "loss" in logs and self._part_count:
-            logs |= {name: float(total) / self._part_count for name, total in self._part_sums.items()}
-            if len(self.optimizer.param_groups) > 1:
-                lora, prompts = (group["lr"] for group in self.optimizer.param_groups)
+        """Adds what the steps since the last training log gave: see [`StepMonitor`]; and the rate of LoRA."""
+        if "loss" in logs:
+            logs |= self._monitor.report()
+            if len(self._rates) > 1:
+                lora, prompts = self._rates
                 logs |= {"learning_rate": prompts, "lora_learning_rate": lora}
-            self._part_sums, self._part_count = {}, 0
         super().log(logs, *args, **kwargs)
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
@@ -419,6 +419,7 @@ class ECCLTrainer(Trainer):
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self._monitor.start()
         return metrics
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
@@ -432,6 +433,38 @@ class ECCLTrainer(Trainer):
             folder = self.args.output_dir if output_dir is None else output_dir
             merge_lora(copy.deepcopy(self.model)).save_pretrained(folder)
             self.processing_class.save_pretrained(folder)
+
+    def _save_checkpoint(self, model: nn.Module, trial=None) -> None:
+        """As `Trainer` does; the checkpoint is marked when it is whole, and only then are older ones deleted.
+
+        Raises:
+            OSError: it could not be written; the older ones are still there.
+            SystemExit: SIGTERM asked for it.
+        """
+        run_dir = self._get_output_dir(trial)
+        checkpoint = Path(run_dir) / f"checkpoint-{self.state.global_step}"
+        if self.args.should_save and checkpoint.exists():
+            # What a run left that was killed while it wrote, or that went another way.
+            shutil.rmtree(checkpoint)
+        self.accelerator.wait_for_everyone()
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                mark_complete(checkpoint)
+        except (OSError, RuntimeError, safetensors.SafetensorError) as error:
+            shutil.rmtree(checkpoint, ignore_errors=True)
+            raise OSError(f"{checkpoint} could not be written, earlier checkpoints are still there: {error}") from error
+        finally:
+            self.args.save_total_limit = limit
+        if self.args.should_save:
+            rotate_checkpoints(run_dir, limit, self.state.best_model_checkpoint, use_mtime=True)
+        if self._checkpoint_callback.stopping:
+            if self.args.should_save:
+                print(f"SIGTERM: stopped after step {self.state.global_step}; {checkpoint} holds it", flush=True)
+            raise SystemExit(128 + signal.SIGTERM)
+        self._monitor.start()
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)
@@ -448,7 +481,22 @@ class ECCLTrainer(Trainer):
         state = self.objective.state_dict()
         if state:
             file = Path(resume_from_checkpoint) / OBJECTIVE_FILE
-            self.objective.load_state_dict(safetensors.torch.load_file(file, device=str(self.args.device)))
+            self.objective.load_state_dict(safetensors.torch.load_file(file))
+
+
+class _Written(NamedTuple):
+    """What a batch of all processes leaves for the memories, and the images of this process's share of it."""
+
+    image_features: torch.Tensor
+    text_features: torch.Tensor
+    batch: dict[str, torch.Tensor]
+    file_paths: list[str | None]
+
+
+def _start_worker(start: Callable[[int], None] | None, worker_id: int) -> None:
+    ignore_sigterm(worker_id)
+    if start is not None:
+        start(worker_id)
 
 
 def _gather_features(features: torch.Tensor) -> torch.Tensor:

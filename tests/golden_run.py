@@ -74,8 +74,8 @@ class GoldenTrainer(ECCLTrainer):
     def training_step(self, model, *args, **kwargs):
         self.rates.append([group["lr"] for group in self.optimizer.param_groups])
         loss = super().training_step(model, *args, **kwargs)
-        self.losses.append([self._part_sums[name].item() for name in PARTS] + [loss.item()])
-        self._part_sums, self._part_count = {}, 0
+        parts = self._monitor.report()
+        self.losses.append([parts[name] for name in PARTS] + [loss.item()])
         self.memories.append(self._copy_memories())
         if self.first_gradients is None:
             named = model.named_parameters()

@@ -1,16 +1,43 @@
 """What several test modules need."""
 
 import gzip
+import os
+import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 
+import datasets
+import torch
 from transformers import CLIPTokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from eccl.configuration_eccl import ECCLConfig
+from eccl.data_eccl import CaptionPairs
+from eccl.lora_eccl import attach_lora
+from eccl.modeling_eccl import ECCLModel
+from eccl.processing_eccl import ECCLProcessor
+from eccl.trainer_eccl import ECCLTrainer, ECCLTrainingArguments
 
 GOLDENS = Path(__file__).parent / "goldens"
 ROOT = Path(__file__).parent.parent
+
+# The script is no module of the package.
+sys.path.insert(0, str(ROOT))
+import train_eccl  # noqa: E402
+
+TINY_SHAPE = {
+    "projection_dim": 16,
+    "text_config": {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2},
+    "vision_config": {
+        "hidden_size": 24,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "image_size": [32, 16],
+        "patch_size": 8,
+    },
+}
 
 
 def tiny_config(**changes) -> ECCLConfig:
@@ -50,3 +77,56 @@ def clip_tokenizer() -> CLIPTokenizer:
     words = letters + [f"{letter}</w>" for letter in letters] + ["".join(merge) for merge in merges]
     vocabulary = {word: index for index, word in enumerate([*words, "<|startoftext|>", "<|endoftext|>"])}
     return CLIPTokenizer(vocab=vocabulary, merges=merges)
+
+
+def make_trainer(backbone, benchmark, output_dir, **changes) -> ECCLTrainer:
+    """A trainer on a backbone of 32 x 16 pixels that neither evaluates nor saves unless it is told to."""
+    settings = {"per_device_train_batch_size": 4, "num_train_epochs": 2, "warmup_epochs": 1, "disable_tqdm": True}
+    settings |= {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False, "seed": 3}
+    args = ECCLTrainingArguments(output_dir=str(output_dir), **(settings | changes))
+    torch.manual_seed(0)
+    model = attach_lora(ECCLModel.from_clip(str(backbone), image_size=(32, 16), prompt_depth=2))
+    processor = ECCLProcessor.for_model(model.config, CLIPTokenizer.from_pretrained(backbone))
+    rows = datasets.load_dataset("cuhk_pedes", data_dir=str(benchmark), split="train")
+    pairs = CaptionPairs(rows, processor, args.augment, args.seed)
+    return ECCLTrainer(model, args, train_dataset=pairs, eval_dataset=rows, processing_class=processor)
+
+
+def run(*words, data_dir, output_dir) -> None:
+    """The training command, in this process."""
+    arguments = []
+    for word in words:
+        arguments += [word] if word.startswith("{") else word.split()
+    common = ["--data_dir", str(data_dir), "--output_dir", str(output_dir), "--disable_tqdm", "True"]
+    train_eccl.main([*arguments, *common])
+
+
+def launch_command(processes: int, script: str, *words) -> list[str]:
+    """A launch of a script of this project on CPUs."""
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(processes)]
+    command += ["--multi_gpu"] if processes > 1 else []  # the launcher's name for several processes, CPUs too
+    command += ["--num_machines", "1", "--num_cpu_threads_per_process", "1", "--main_process_port", "0"]
+    command += ["--mixed_precision", "no", "--dynamo_backend", "no"]
+    return [*command, str(ROOT / script), *map(str, words)]
+
+
+def launch_environment() -> dict[str, str]:
+    """What a launched process needs to know: this project's tests, and the caches of this run."""
+    return os.environ | {"PYTHONPATH": str(ROOT / "tests"), "HF_DATASETS_CACHE": str(datasets.config.HF_DATASETS_CACHE)}
+
+
+def launch(
+    processes: int, script: str, *words, timeout: float = 300, check: bool = True
+) -> subprocess.CompletedProcess:
+    """Launches and waits; what it prints comes back as text, both streams in one."""
+    done = subprocess.run(
+        launch_command(processes, script, *words),
+        env=launch_environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=timeout,
+    )
+    assert not check or done.returncode == 0, done.stdout[-5000:]
+    return done

@@ -1,0 +1,35 @@
+"""Trains some scenarios on each process of a launch, and writes what each process ends with.
+
+`accelerate launch ... tests/ranks.py scenarios.json BACKBONE DATA OUT`; a scenario is a name and training arguments.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import safetensors.torch
+
+import eccl.trainer_eccl
+from helpers import make_trainer
+
+
+def main(scenarios: Path, backbone: Path, benchmark: Path, output_dir: Path) -> None:
+    for name, settings in json.loads(scenarios.read_text()).items():
+        gather = eccl.trainer_eccl._gather_features
+        if settings.pop("without_gather", False):
+            eccl.trainer_eccl._gather_features = lambda features: features.repeat(2, 1)
+        trainer = make_trainer(
+            backbone, benchmark, output_dir / name, augment=False, logging_steps=1, report_to="none", **settings
+        )
+        trainer.train()
+        eccl.trainer_eccl._gather_features = gather
+        rank = trainer.args.process_index
+        state = {f"objective.{key}": value for key, value in trainer.objective.state_dict().items()}
+        state |= {key: value.detach() for key, value in trainer.model.named_parameters() if value.requires_grad}
+        output_dir.mkdir(parents=True, exist_ok=True)
+        safetensors.torch.save_file(state, output_dir / f"{name}-{rank}.safetensors")
+        (output_dir / f"{name}-{rank}.json").write_text(json.dumps(trainer.state.log_history))
+
+
+if __name__ == "__main__":
+    main(*map(Path, sys.argv[1:]))
