@@ -1,7 +1,7 @@
 """From rows of a benchmark to batches: caption pairs, augmentation, the collator, the sampler, and plain encoding."""
 
+import os
 import random
-import signal
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -274,9 +274,13 @@ class IdentitySampler(Sampler[int]):
                     in_batch[pair] += 1
 
 
-def ignore_sigterm(worker_id: int) -> None:
-    """For workers of a `DataLoader`: a signal to a whole group of processes is their process's to answer."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+def leave_process_group(worker_id: int) -> None:
+    """For workers of a `DataLoader`: SIGTERM to a group of processes is for the one that they work for to answer.
+
+    They end when it asks them to, or is gone.
+    """
+    if hasattr(os, "setpgid"):
+        os.setpgid(0, 0)
 
 
 class _EvaluationImages(Dataset):
@@ -315,7 +319,7 @@ def embed_images(
         _EvaluationImages(rows, processor),
         batch_sampler=_own_batches(batches, share),
         num_workers=num_workers,
-        worker_init_fn=ignore_sigterm,
+        worker_init_fn=leave_process_group,
     )
     with _evaluating(model):
         features = [

@@ -34,7 +34,7 @@ from .data_eccl import (
     PairSampler,
     SplitEmbeddings,
     embed_split,
-    ignore_sigterm,
+    leave_process_group,
 )
 from .eval.person_retrieval.person_retrieval import score_embeddings
 from .lora_eccl import merge_lora
@@ -268,7 +268,7 @@ class ECCLTrainer(Trainer):
         return self.lr_scheduler
 
     def get_train_dataloader(self) -> torch.utils.data.DataLoader:
-        """As of `Trainer`; the workers leave SIGTERM to the process that they work for."""
+        """As of `Trainer`; a signal to the whole run is not for the workers."""
         loader = super().get_train_dataloader()
         # accelerate's loader stands before torch's, which starts the workers.
         loader.base_dataloader.worker_init_fn = partial(_start_worker, loader.worker_init_fn)
@@ -314,6 +314,11 @@ class ECCLTrainer(Trainer):
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
             return
+        # Where several processes resume within an epoch, transformers does not find the sampler to tell it the epoch.
+        sampler = kwargs["train_dataloader"]
+        while hasattr(sampler, "batch_sampler"):
+            sampler = sampler.batch_sampler
+        sampler.sampler.set_epoch(kwargs["epoch"])
         super()._run_epoch(*args, **kwargs)
 
     def _start_memories(self) -> None:
@@ -494,7 +499,7 @@ class _Written(NamedTuple):
 
 
 def _start_worker(start: Callable[[int], None] | None, worker_id: int) -> None:
-    ignore_sigterm(worker_id)
+    leave_process_group(worker_id)
     if start is not None:
         start(worker_id)
 

@@ -18,10 +18,10 @@ def main(scenarios: Path, backbone: Path, benchmark: Path, output_dir: Path) -> 
         gather = eccl.trainer_eccl._gather_features
         if settings.pop("without_gather", False):
             eccl.trainer_eccl._gather_features = lambda features: features.repeat(2, 1)
-        trainer = make_trainer(
-            backbone, benchmark, output_dir / name, augment=False, logging_steps=1, report_to="none", **settings
-        )
-        trainer.train()
+        checkpoint = settings.pop("resume_from", None)
+        settings = {"augment": False, "logging_steps": 1, "report_to": "none", **settings}
+        trainer = make_trainer(backbone, benchmark, output_dir / name, **settings)
+        trainer.train(resume_from_checkpoint=checkpoint and str(output_dir / checkpoint))
         eccl.trainer_eccl._gather_features = gather
         rank = trainer.args.process_index
         state = {f"objective.{key}": value for key, value in trainer.objective.state_dict().items()}

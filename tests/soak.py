@@ -1,7 +1,7 @@
 """Kills training at random moments, resumes it, and compares the end with a run that was left alone.
 
 `python tests/soak.py [--cycles 20] [--seed 0]`; half of the cycles with one process, half with two. Ends with 1 where
-anything differs.
+anything differs, and leaves the runs where they are.
 """
 
 import argparse
@@ -12,7 +12,6 @@ import json
 import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -23,6 +22,7 @@ from pathlib import Path
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+import psutil
 import safetensors.torch
 
 from eccl.dataset_scripts.synthetic import SyntheticBenchmark, write_benchmark
@@ -63,9 +63,8 @@ class Run:
         self.phases.write_text("")
         log = (self.folder / "log.txt").open("ab")
         return subprocess.Popen(
-            self.command, env=launch_environment(), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-            start_new_session=True,
-        )  # fmt: skip
+            self.command, env=launch_environment(), stdin=subprocess.DEVNULL, stdout=log, stderr=log
+        )
 
     def finish(self) -> None:
         """Starts and waits; a run that fails ends the soak, with what it printed."""
@@ -112,19 +111,29 @@ def kill_at_random(run: Run, target: str, rng: random.Random, durations: dict[st
     time.sleep(delay)
     if process.poll() is not None:
         return None
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    # All at once: what is left behind would go on, and save.
+    everyone = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    for each in everyone:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            each.kill()
+    psutil.wait_procs(everyone)
     noted = run.noted()
     return noted[-1][1] if noted else "start"
 
 
-def differences(ours: dict, theirs: dict) -> list[str]:
-    """The names of what is not identical."""
-    names = sorted(ours["tensors"].keys() ^ theirs["tensors"].keys())
-    for name in ours["tensors"].keys() & theirs["tensors"].keys():
-        if not ours["tensors"][name].equal(theirs["tensors"][name]):
-            names.append(name)
-    return names + (["log"] if ours["log"] != theirs["log"] else [])
+def difference(ours: dict, theirs: dict) -> str | None:
+    """What is not identical, in a line."""
+    if ours["tensors"].keys() != theirs["tensors"].keys():
+        return f"tensors of other names: {sorted(ours['tensors'].keys() ^ theirs['tensors'].keys())}"
+    found = []
+    unequal = [name for name, value in ours["tensors"].items() if not value.equal(theirs["tensors"][name])]
+    if unequal:
+        largest = max(float((ours["tensors"][name] - theirs["tensors"][name]).abs().max()) for name in unequal)
+        found.append(f"{len(unequal)} of {len(ours['tensors'])} tensors, by {largest:.1e} at the most")
+    entries = [entry for entry in zip(ours["log"], theirs["log"], strict=False) if entry[0] != entry[1]]
+    if entries or len(ours["log"]) != len(theirs["log"]):
+        found.append(f"the log, {len(ours['log'])} entries for {len(theirs['log'])}, first {entries[:1]}")
+    return "; ".join(found) or None
 
 
 def soak(processes: int, cycles: int, rng: random.Random, folder: Path) -> tuple[Counter, list[str], int]:
@@ -145,17 +154,18 @@ def soak(processes: int, cycles: int, rng: random.Random, folder: Path) -> tuple
     targets: list[str] = []
     while kills.total() < cycles:
         run = Run(folder / str(number), processes, folder.parent)
-        killed = 0
-        while killed < KILLS_PER_RUN and kills.total() < cycles:
+        phases: list[str] = []
+        while len(phases) < KILLS_PER_RUN and kills.total() < cycles:
             # Every phase has its turn, in an order drawn at random.
             targets = targets or rng.sample(PHASES, len(PHASES))
             phase = kill_at_random(run, targets.pop(), rng, durations)
             if phase is None:
                 break
             kills[phase] += 1
-            killed += 1
+            phases.append(phase)
         run.finish()
-        differing += [f"run {number}: {name}" for name in differences(run.end(), expected)]
+        found = difference(run.end(), expected)
+        differing += [f"{run.folder}, killed in {', '.join(phases)}: {found}"] if found else []
         passed_over += (run.folder / "log.txt").read_text(errors="replace").count("is incomplete and passed over")
         number += 1
     return kills, differing, passed_over
@@ -177,27 +187,24 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="soak-"))
-    try:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            make_inputs(folder)
-        began = time.time()
-        print(
-            f"{'processes':>9} {'kills':>5}  "
-            + "".join(f"{phase:>11}" for phase in PHASES)
-            + "  passed over  differences"
-        )
-        all_differing = []
-        for processes, cycles in ((1, arguments.cycles - arguments.cycles // 2), (2, arguments.cycles // 2)):
-            rng = random.Random(f"{arguments.seed}/{processes}")
-            kills, differing, passed_over = soak(processes, cycles, rng, folder / f"{processes}-processes")
-            by_phase = "".join(f"{kills[phase]:>11}" for phase in PHASES)
-            print(f"{processes:>9} {kills.total():>5}  {by_phase}  {passed_over:>11}  {len(differing):>11}", flush=True)
-            all_differing += [f"{processes} processes, {name}" for name in differing]
-        print("\n".join(all_differing) or "every run ended as the one that was left alone, bit for bit")
-        print(f"{time.time() - began:.0f} s")
-        return bool(all_differing)
-    finally:
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        make_inputs(folder)
+    began = time.time()
+    print(
+        f"{'processes':>9} {'kills':>5}  " + "".join(f"{phase:>11}" for phase in PHASES) + "  passed over  differences"
+    )
+    all_differing = []
+    for processes, cycles in ((1, arguments.cycles - arguments.cycles // 2), (2, arguments.cycles // 2)):
+        rng = random.Random(f"{arguments.seed}/{processes}")
+        kills, differing, passed_over = soak(processes, cycles, rng, folder / f"{processes}-processes")
+        by_phase = "".join(f"{kills[phase]:>11}" for phase in PHASES)
+        print(f"{processes:>9} {kills.total():>5}  {by_phase}  {passed_over:>11}  {len(differing):>11}", flush=True)
+        all_differing += differing
+    print("\n".join(all_differing) or "every run ended as the one that was left alone, bit for bit")
+    print(f"{time.time() - began:.0f} s")
+    if not all_differing:
         shutil.rmtree(folder)
+    return bool(all_differing)
 
 
 if __name__ == "__main__":

@@ -38,6 +38,9 @@ def runs(backbone, benchmark, tmp_path_factory):
             del scenarios[name]["batch"]
         if processes == 2:
             scenarios["without_gather"] = {"per_device_train_batch_size": 4, "without_gather": True}
+            resumable = {"per_device_train_batch_size": 2, "augment": True, "num_train_epochs": 3}
+            scenarios["whole"] = {**resumable, "save_strategy": "steps", "save_steps": 3}
+            scenarios["resumed"] = {**resumable, "resume_from": "whole/checkpoint-6"}
         (folder / "scenarios.json").write_text(json.dumps(scenarios))
         words = (folder / "scenarios.json", backbone, benchmark, folder / str(processes))
         launch(processes, "tests/ranks.py", *words, timeout=400)
@@ -73,3 +76,12 @@ def test_every_rank_holds_the_same_memories_and_would_not_without_the_gather(run
     rows = [key for key in first if key.startswith("objective.") and key.endswith("_rows")]
     assert len(rows) == 4
     assert all((first[key] - second[key]).abs().max() > 1e-3 for key in rows)
+
+
+@pytest.mark.slow
+def test_two_processes_resume_within_an_epoch_bit_for_bit(runs):
+    for rank in (0, 1):
+        whole, resumed = (
+            safetensors.torch.load_file(runs / "2" / f"{name}-{rank}.safetensors") for name in ("whole", "resumed")
+        )
+        assert not [key for key, value in whole.items() if not value.equal(resumed[key])]
