@@ -39,7 +39,7 @@ def runs(backbone, benchmark, tmp_path_factory):
         if processes == 2:
             scenarios["without_gather"] = {"per_device_train_batch_size": 4, "without_gather": True}
             resumable = {"per_device_train_batch_size": 2, "augment": True, "num_train_epochs": 3}
-            scenarios["whole"] = {**resumable, "save_strategy": "steps", "save_steps": 3}
+            scenarios["whole"] = {**resumable, "save_strategy": "steps", "save_steps": 3, "save_total_limit": 9}
             scenarios["resumed"] = {**resumable, "resume_from": "whole/checkpoint-6"}
         (folder / "scenarios.json").write_text(json.dumps(scenarios))
         words = (folder / "scenarios.json", backbone, benchmark, folder / str(processes))
