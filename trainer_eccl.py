@@ -13,10 +13,10 @@ from typing import NamedTuple
 import datasets
 import safetensors.torch
 import torch
+from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 from peft import PeftModel
 from torch import nn
-from torch.distributed.nn.functional import all_gather
 from transformers import Trainer
 from transformers.trainer_utils import rotate_checkpoints
 
@@ -321,6 +321,13 @@ class ECCLTrainer(Trainer):
         sampler.sampler.set_epoch(kwargs["epoch"])
         super()._run_epoch(*args, **kwargs)
 
+    def get_batch_samples(self, *args, **kwargs):
+        """As of `Trainer`; a worker that dies is named as what it is, wherever its process notices it."""
+        try:
+            return super().get_batch_samples(*args, **kwargs)
+        except (ConnectionError, EOFError) as error:
+            raise RuntimeError("a DataLoader worker exited unexpectedly while it handed over a batch") from error
+
     def _start_memories(self) -> None:
         if not (self.args.identity_memory_weight or self.args.instance_memory_weight):
             return
@@ -358,7 +365,7 @@ class ECCLTrainer(Trainer):
         if self.args.world_size > 1:
             is_real = ~self.accelerator.gather(inputs["is_padding"])
             image_features, text_features = (
-                _gather_features(features)[is_real] for features in (image_features, text_features)
+                _gather_features(self.accelerator, features)[is_real] for features in (image_features, text_features)
             )
             batch = {name: self.accelerator.gather(labels)[is_real] for name, labels in batch.items()}
         scale = self.accelerator.unwrap_model(model).logit_scale.exp()
@@ -504,9 +511,17 @@ def _start_worker(start: Callable[[int], None] | None, worker_id: int) -> None:
         start(worker_id)
 
 
-def _gather_features(features: torch.Tensor) -> torch.Tensor:
-    """The features of all ranks in rank order; the gradient of each rank's rows comes back from all of them."""
-    return torch.cat(all_gather(features.contiguous()))
+def _gather_features(accelerator: Accelerator, features: torch.Tensor) -> torch.Tensor:
+    """The features of all processes in the order of their ranks, this process's own with their gradient.
+
+    All processes compute the one loss of the whole batch, so each knows the gradient of its own rows without asking the
+    others. Gradients of weights are averaged over the processes afterwards, hence the factor.
+    """
+    rows = accelerator.gather(features.detach())
+    if features.requires_grad:
+        features.register_hook(lambda gradient: gradient * accelerator.num_processes)
+    start = accelerator.process_index * len(features)
+    return torch.cat([rows[:start], features, rows[start + len(features) :]])
 
 
 __all__ = ["ECCLObjective", "ECCLTrainer", "ECCLTrainingArguments", "epoch_factor"]

@@ -2,8 +2,10 @@
 
 import math
 from dataclasses import dataclass, field
+from datetime import timedelta
 
 import torch
+from accelerate import PartialState
 from transformers import TrainingArguments
 
 
@@ -74,6 +76,9 @@ class ECCLTrainingArguments(TrainingArguments):
     def __post_init__(self):
         # transformers takes bf16 without an accelerator only if the CPU is asked for.
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
+        if self.use_cpu:
+            # transformers gives ddp_timeout to accelerators alone; the group of processes that is there stays.
+            PartialState(cpu=True, backend=self.ddp_backend, timeout=timedelta(seconds=self.ddp_timeout))
         super().__post_init__()
         if self.tune not in ("lora", "full"):
             raise ValueError(f"tune is {self.tune!r}, it must be lora or full")

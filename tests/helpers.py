@@ -4,6 +4,7 @@ import gzip
 import os
 import subprocess
 import sys
+import time
 from functools import cache
 from pathlib import Path
 
@@ -130,3 +131,10 @@ def launch(
     )
     assert not check or done.returncode == 0, done.stdout[-5000:]
     return done
+
+
+def wait_until(condition, timeout: float = 120) -> None:
+    end = time.time() + timeout
+    while not condition():
+        assert time.time() < end
+        time.sleep(0.1)

@@ -17,7 +17,7 @@ def main(scenarios: Path, backbone: Path, benchmark: Path, output_dir: Path) -> 
     for name, settings in json.loads(scenarios.read_text()).items():
         gather = eccl.trainer_eccl._gather_features
         if settings.pop("without_gather", False):
-            eccl.trainer_eccl._gather_features = lambda features: features.repeat(2, 1)
+            eccl.trainer_eccl._gather_features = lambda _, features: features.repeat(2, 1)
         checkpoint = settings.pop("resume_from", None)
         settings = {"augment": False, "logging_steps": 1, "report_to": "none", **settings}
         trainer = make_trainer(backbone, benchmark, output_dir / name, **settings)

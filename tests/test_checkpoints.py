@@ -4,14 +4,13 @@ import resource
 import signal
 import subprocess
 import threading
-import time
 
 import pytest
 import safetensors.torch
 
 from eccl.checkpoints_eccl import COMPLETE_FILE, last_complete_checkpoint, mark_complete, on_sigterm, what_is_missing
 from eccl.trainer_eccl import OBJECTIVE_FILE
-from helpers import launch_command, launch_environment, make_trainer
+from helpers import launch_command, launch_environment, make_trainer, wait_until
 
 SAVING = {"save_strategy": "steps", "save_steps": 3, "save_total_limit": None, "logging_steps": 1, "report_to": "none"}
 
@@ -222,10 +221,3 @@ def test_sigterm_to_a_launch_leaves_a_checkpoint_to_resume_from(backbone, benchm
     wait_until(lambda: "SIGTERM: stopped after step" in log.read_text())
     found = last_complete_checkpoint(tmp_path / "out", pytest.fail)
     assert (found / OBJECTIVE_FILE).is_file() and safetensors.torch.load_file(found / "adapter_model.safetensors")
-
-
-def wait_until(condition, timeout=120):
-    end = time.time() + timeout
-    while not condition():
-        assert time.time() < end
-        time.sleep(0.1)

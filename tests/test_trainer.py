@@ -295,3 +295,57 @@ def test_publishing_needs_a_name_and_happens_once_at_the_end(backbone, benchmark
     monkeypatch.setattr(train_eccl, "publish", lambda *arguments: calls.append(arguments) or "me/x")
     tune(backbone, benchmark, tmp_path / "out", "--max_steps 1 --push_to_hub True --hub_model_id me/x")
     assert calls == [(str(tmp_path / "out"), "me/x", False)] and "published: me/x" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("chunk_size", [1, 3, 7, 100])
+def test_a_batch_in_chunks_has_the_gradients_of_the_whole(backbone, benchmark, tmp_path, chunk_size):
+    gradients = []
+    for embed_chunk_size in (None, chunk_size):
+        trainer = make_trainer(
+            backbone, benchmark, tmp_path, per_device_train_batch_size=7, embed_chunk_size=embed_chunk_size
+        )
+        trainer._start_memories()
+        trainer.current_gradient_accumulation_steps = 1
+        loss = trainer.training_step(trainer.model, next(iter(trainer.get_train_dataloader())))
+        parameters = {name: value for name, value in trainer.model.named_parameters() if value.requires_grad}
+        gradients.append({"loss": loss, **{name: value.grad for name, value in parameters.items()}})
+    whole, chunked = gradients
+    for name, value in whole.items():
+        assert (chunked[name] - value).abs().max() <= 1e-5 * value.abs().max(), name
+
+
+def test_chunks_keep_the_activations_of_one_of_them(backbone, benchmark, tmp_path):
+    """What autograd holds on to between the passes, beside weights and features, does not grow with the batch."""
+    kept = {}
+    for embed_chunk_size in (None, 2):
+        trainer = make_trainer(backbone, benchmark, tmp_path, per_device_train_batch_size=16)
+        inputs = next(iter(trainer.get_train_dataloader()))
+        sizes = {}
+
+        def keep(tensor, sizes=sizes):
+            sizes[tensor.data_ptr()] = tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            trainer.model(
+                input_ids=inputs["input_ids"], pixel_values=inputs["pixel_values"], embed_chunk_size=embed_chunk_size
+            )
+        weights = {parameter.data_ptr() for parameter in trainer.model.parameters()}
+        kept[embed_chunk_size] = sum(size for pointer, size in sizes.items() if pointer not in weights)
+    # The pixels themselves are most of what is left.
+    assert kept[2] < kept[None] / 20
+
+
+def test_accumulated_batches_are_one_where_the_loss_is_a_mean_over_items(backbone, benchmark, tmp_path):
+    """As transformers means it; the triplet loss sums over pairs of a batch, and is left out."""
+    ends = []
+    for batch_size, steps in ((8, 1), (4, 2)):
+        trainer = make_trainer(
+            backbone, benchmark, tmp_path, per_device_train_batch_size=batch_size, gradient_accumulation_steps=steps,
+            num_train_epochs=3, tal_weight=0, augment=False,
+        )  # fmt: skip
+        trainer.train()
+        assert trainer.state.global_step == 6
+        ends.append({**dict(trainer.model.named_parameters()), **trainer.objective.state_dict()})
+    for name, value in ends[0].items():
+        assert (ends[1][name] - value).abs().max() <= 1e-5 * value.abs().max(), name
