@@ -368,7 +368,9 @@ def _world(share: bool) -> tuple[int, int]:
 def _own_batches(batches: list[Sequence[int]], share: bool) -> list[Sequence[int]]:
     """What this process encodes. Batches are the same for any number of processes, and so are their features."""
     rank, world_size = _world(share)
-    return batches[rank::world_size]
+    # As many for each process, where need be the last one again: a sharded model is gathered by all of them at once.
+    filling = [batches[-1]] * (-len(batches) % world_size)
+    return [*batches, *filling][rank::world_size]
 
 
 def _all_batches(features: list[torch.Tensor], count: int, share: bool) -> list[torch.Tensor]:

@@ -215,6 +215,7 @@ def main(arguments: list[str]) -> None:
     resume = {"True": True, "False": None}.get(args.resume_from_checkpoint, args.resume_from_checkpoint)
     duration = trainer.train(resume_from_checkpoint=resume).metrics["train_runtime"]
     metrics = trainer.evaluate() if evaluation is not None else None
+    model = trainer.whole_model()
     if trainer.is_world_process_zero():
         facts = gather_facts(data, model_arguments, args, pairs, evaluation, eval_split, metrics, duration)
         if arguments and arguments[0].endswith((".yaml", ".yml")):

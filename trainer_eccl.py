@@ -3,6 +3,7 @@
 import copy
 import logging
 import math
+import os
 import shutil
 import signal
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 from peft import PeftModel
 from torch import nn
+from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from transformers import Trainer
 from transformers.trainer_utils import rotate_checkpoints
 
@@ -200,12 +202,33 @@ class ECCLTrainer(Trainer):
             train_dataset.person_labels,
             num_attribute_values or [],
         ).to(self.args.device)
+        if self.is_fsdp_enabled:
+            self._prepare_to_shard(model)
+        elif os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
+            _logger.warning("FSDP is for accelerators, there are none: every process trains a whole copy (DDP)")
         self._monitor = StepMonitor()
         self._written: list[_Written] = []
         self._checkpoint_callback = CheckpointCallback(self.accelerator)
         self.add_callback(self._checkpoint_callback)
         # A sampler that cannot be is refused now, before the memories take a pass over the training set.
         self._get_train_sampler()
+
+    def _prepare_to_shard(self, model: ECCLModel | PeftModel) -> None:
+        plugin = self.accelerator.state.fsdp_plugin
+        if plugin.fsdp_version != 2:
+            raise ValueError(f"fsdp_version is {plugin.fsdp_version}, ECCL trains with version 2")
+        if plugin.cpu_ram_efficient_loading:
+            raise ValueError("fsdp_cpu_ram_efficient_loading must be false: every process encodes before it is sharded")
+        if self.args.attribute_weight:
+            raise ValueError("attribute_weight does not go with FSDP, which takes no parameters outside the model")
+        # fully_shard takes no scalar; its gradient is of the whole batch, and so the same in every process.
+        plugin.ignored_modules = [nn.ParameterList([model.logit_scale])]
+        # The layers that are called as such: token_embedding is used without the CLIPTextEmbeddings around it.
+        if plugin.transformer_cls_names_to_wrap is None:
+            plugin.transformer_cls_names_to_wrap = ["CLIPEncoderLayer"]
+        # What the shards are put together in again; it has no memory of its own.
+        memo = {id(own): nn.Parameter(own.detach().to("meta"), own.requires_grad) for own in model.parameters()}
+        self._skeleton = copy.deepcopy(model, memo)
 
     def _get_train_sampler(self, train_dataset: CaptionPairs | None = None) -> PairSampler | IdentitySampler:
         pairs = self.train_dataset if train_dataset is None else train_dataset
@@ -331,9 +354,11 @@ class ECCLTrainer(Trainer):
     def _start_memories(self) -> None:
         if not (self.args.identity_memory_weight or self.args.instance_memory_weight):
             return
-        pairs = self.train_dataset
+        pairs, device = self.train_dataset, self.args.device
+        if self.is_fsdp_enabled:
+            # transformers leaves on the CPU what it is to shard.
+            self.model.to(device)
         embeds = self._embed(pairs.rows)
-        device = self.args.device
         self.objective.start_memories(
             embeds.image_embeds.to(device),
             embeds.text_embeds.to(device),
@@ -342,6 +367,10 @@ class ECCLTrainer(Trainer):
         )
 
     def _embed(self, rows: datasets.Dataset) -> SplitEmbeddings:
+        if isinstance(self.model, FSDPModule) and "get_image_features" not in vars(self.model):
+            # Shards are gathered for these as they are for forward.
+            for name in ("get_image_features", "get_text_features"):
+                register_fsdp_forward_method(self.model, name)
         return embed_split(
             self.model,
             self.processing_class,
@@ -439,12 +468,34 @@ class ECCLTrainer(Trainer):
 
         Checkpoints, for which transformers calls this itself, hold what is trained, and the memories.
         """
-        if _internal_call or not isinstance(self.model, PeftModel):
-            super().save_model(output_dir, _internal_call)
-        elif self.args.should_save:
-            folder = self.args.output_dir if output_dir is None else output_dir
-            merge_lora(copy.deepcopy(self.model)).save_pretrained(folder)
-            self.processing_class.save_pretrained(folder)
+        folder = Path(self.args.output_dir if output_dir is None else output_dir)
+        if not _internal_call:
+            model = self.whole_model()
+            if self.args.should_save:
+                model = merge_lora(copy.deepcopy(model)) if isinstance(model, PeftModel) else model
+                model.save_pretrained(folder)
+                self.processing_class.save_pretrained(folder)
+            return
+        super().save_model(output_dir, _internal_call)
+        # transformers comes here with every process: one writes.
+        state = {name: tensor.contiguous().cpu() for name, tensor in self.objective.state_dict().items()}
+        if state and self.args.should_save:
+            folder.mkdir(parents=True, exist_ok=True)
+            safetensors.torch.save_file(state, folder / OBJECTIVE_FILE)
+
+    def whole_model(self) -> ECCLModel | PeftModel | None:
+        """The model that trains, in one piece.
+
+        Every process must call this where the model is sharded (FSDP); then the first gets it, the others `None`.
+        """
+        if not self.is_fsdp_enabled:
+            return self.model
+        state = self.accelerator.get_state_dict(self.model)
+        if not self.args.should_save:
+            return None
+        model = copy.deepcopy(self._skeleton)
+        model.load_state_dict(state, assign=True)
+        return model.eval()
 
     def _save_checkpoint(self, model: nn.Module, trial=None) -> None:
         """As `Trainer` does; the checkpoint is marked when it is whole, and only then are older ones deleted.
@@ -466,7 +517,8 @@ class ECCLTrainer(Trainer):
             if self.args.should_save:
                 mark_complete(checkpoint)
         except (OSError, RuntimeError, safetensors.SafetensorError) as error:
-            shutil.rmtree(checkpoint, ignore_errors=True)
+            if self.args.should_save:
+                shutil.rmtree(checkpoint, ignore_errors=True)
             raise OSError(f"{checkpoint} could not be written, earlier checkpoints are still there: {error}") from error
         finally:
             self.args.save_total_limit = limit
@@ -477,16 +529,6 @@ class ECCLTrainer(Trainer):
                 print(f"SIGTERM: stopped after step {self.state.global_step}; {checkpoint} holds it", flush=True)
             raise SystemExit(128 + signal.SIGTERM)
         self._monitor.start()
-
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        super()._save(output_dir, state_dict)
-        # transformers calls this on every process: one writes.
-        if not self.args.should_save:
-            return
-        folder = Path(self.args.output_dir if output_dir is None else output_dir)
-        state = {name: tensor.contiguous().cpu() for name, tensor in self.objective.state_dict().items()}
-        if state:
-            safetensors.torch.save_file(state, folder / OBJECTIVE_FILE)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
