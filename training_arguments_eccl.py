@@ -105,6 +105,14 @@ class ECCLTrainingArguments(TrainingArguments):
             raise ValueError(f"optim is {self.optim!r}: ECCL trains with Adam, or AdamW with --decoupled_weight_decay")
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns must be False: the trainer needs every column of a batch")
+        if self.fp16 and self.use_cpu:
+            raise ValueError("fp16 needs an accelerator: on a CPU, leave it out or take bf16")
+        if self.bf16_full_eval or self.fp16_full_eval:
+            raise ValueError("bf16_full_eval and fp16_full_eval must be False: evaluation is in float32")
+        if self.auto_find_batch_size:
+            raise ValueError(
+                "auto_find_batch_size must be False: the loss is of the whole batch; embed_chunk_size makes it fit"
+            )
         if self.enable_jit_checkpoint:
             raise ValueError("enable_jit_checkpoint must be False: SIGTERM writes a checkpoint without it")
         if self.accelerator_config.split_batches or self.accelerator_config.dispatch_batches:

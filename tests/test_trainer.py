@@ -12,7 +12,7 @@ from transformers import AutoModel, AutoProcessor, CLIPConfig, CLIPModel, CLIPTo
 
 from eccl.lora_eccl import load_adapter
 from eccl.modeling_eccl import ECCLModel
-from eccl.trainer_eccl import OBJECTIVE_FILE, ECCLTrainingArguments
+from eccl.trainer_eccl import OBJECTIVE_FILE, ECCLObjective, ECCLTrainingArguments
 from helpers import ROOT, TINY_SHAPE, make_trainer, run, train_eccl
 
 
@@ -196,6 +196,12 @@ def test_every_recipe_parses(recipe, tmp_path):
         ({"optim": "sgd"}, "optim is .*sgd"),
         ({"warmup_steps": 10}, "set warmup_epochs"),
         ({"remove_unused_columns": True}, "remove_unused_columns must be False"),
+        ({"embed_chunk_size": 0}, "embed_chunk_size is 0, it must be at least 1"),
+        ({"fp16": True}, "fp16 needs an accelerator"),
+        ({"bf16_full_eval": True}, "bf16_full_eval and fp16_full_eval must be False"),
+        ({"auto_find_batch_size": True}, "auto_find_batch_size must be False"),
+        ({"enable_jit_checkpoint": True}, "enable_jit_checkpoint must be False"),
+        ({"accelerator_config": {"dispatch_batches": True}}, "dispatch_batches must be off"),
     ],
 )
 def test_bad_arguments_are_named(changes, message, tmp_path):
@@ -349,3 +355,67 @@ def test_accumulated_batches_are_one_where_the_loss_is_a_mean_over_items(backbon
         ends.append({**dict(trainer.model.named_parameters()), **trainer.objective.state_dict()})
     for name, value in ends[0].items():
         assert (ends[1][name] - value).abs().max() <= 1e-5 * value.abs().max(), name
+
+
+def test_bfloat16_is_for_the_encoders_alone(backbone, benchmark, tmp_path):
+    trainer = make_trainer(backbone, benchmark, tmp_path, bf16=True, max_steps=2)
+    seen = []
+    encoder = trainer.model.base_model.model.vision_model.encoder.layers[1]
+    encoder.mlp.fc1.register_forward_hook(lambda _, inputs, output: seen.append(output.dtype))
+    trainer._start_memories()
+    assert set(seen) == {torch.float32}
+    seen.clear()
+    trainer._start_memories = lambda: None
+    trainer.train()
+    assert set(seen) == {torch.bfloat16}
+    assert {tensor.dtype for tensor in trainer.objective.state_dict().values()} == {torch.float32, torch.int64}
+    assert {parameter.dtype for parameter in trainer.model.parameters()} == {torch.float32}
+
+
+def test_the_objective_is_in_float32_under_autocast(tmp_path):
+    args = ECCLTrainingArguments(
+        output_dir=str(tmp_path), attribute_weight=1.0, contrastive_weight=1.0, eval_strategy="no", save_strategy="no",
+        load_best_model_at_end=False,
+    )  # fmt: skip
+    objective = ECCLObjective(args, 8, 4, torch.tensor([0, 1, 2, 3, 3]), [3, 2])
+    image, text, start = torch.randn(3, 5, 8).bfloat16()
+    objective.start_memories(start, text, torch.ones(5, dtype=torch.long), torch.tensor([0, 1, 2, 3, 3]))
+    rows = torch.arange(5)
+    labels = torch.randint(0, 2, (5, 2, 2))
+    batch = {"person_labels": torch.tensor([0, 1, 2, 3, 3]), "rows": rows, "attribute_labels": labels}
+    total, parts = objective(image.float(), text.float(), torch.tensor(50.0), batch)
+    assert len(parts) == 8
+    with torch.autocast("cpu", torch.bfloat16):
+        under_autocast, other_parts = objective(image, text, torch.tensor(50.0), batch)
+    assert under_autocast.dtype == torch.float32 and under_autocast.equal(total)
+    assert all(value.equal(other_parts[name]) for name, value in parts.items())
+
+
+def test_activation_checkpointing_encodes_twice_and_trains_the_same(backbone, benchmark, tmp_path):
+    ends, calls = [], []
+    for activation_checkpointing in (False, True):
+        settings = {"activation_checkpointing": activation_checkpointing, "max_steps": 2}
+        trainer = make_trainer(backbone, benchmark, tmp_path, **settings)
+        trainer._start_memories()
+        trainer._start_memories = lambda: None
+        attention = trainer.model.base_model.model.vision_model.encoder.layers[0].self_attn
+        entered = []
+        attention.register_forward_pre_hook(lambda *_, entered=entered: entered.append(1))
+        trainer.train()
+        calls.append(len(entered))
+        ends.append(dict(trainer.model.named_parameters()))
+    assert calls == [2, 4]
+    for name, value in ends[0].items():
+        assert (ends[1][name] - value).abs().max() <= 1e-5 * value.abs().max(), name
+
+
+@pytest.mark.slow
+def test_a_compiled_model_trains_the_same_and_loads(backbone, benchmark, tmp_path):
+    ends = []
+    for torch_compile in (False, True):
+        output_dir = tmp_path / str(torch_compile)
+        tune(backbone, benchmark, output_dir, f"--max_steps 4 --torch_compile {torch_compile} --augment False")
+        ends.append(safetensors.torch.load_file(output_dir / "model.safetensors"))
+    assert ends[0].keys() == ends[1].keys()
+    for name, value in ends[0].items():
+        assert (ends[1][name] - value).abs().max() <= 1e-4 * value.abs().max(), name
