@@ -20,6 +20,8 @@ $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt "torch==2.13.0"
 	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	@# trackio asks for a Pillow before 13, which what is used of it does not need.
+	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps trackio
 	@touch $@
 
 demo: $(VENV)/.installed

@@ -313,7 +313,6 @@ class ECCLTrainer(Trainer):
         with on_sigterm(self.accelerator.set_trigger):
             if checkpoint is None:
                 self._start_memories()
-            self._monitor.start()
             return super().train(resume_from_checkpoint=checkpoint, **kwargs)
 
     def _choose_checkpoint(self, asked: str | bool | None) -> str | None:
@@ -342,6 +341,7 @@ class ECCLTrainer(Trainer):
         while hasattr(sampler, "batch_sampler"):
             sampler = sampler.batch_sampler
         sampler.sampler.set_epoch(kwargs["epoch"])
+        self._monitor.start()
         super()._run_epoch(*args, **kwargs)
 
     def get_batch_samples(self, *args, **kwargs):

@@ -16,6 +16,9 @@ ALLOWED = {
     "pipeline_eccl": {"torch", "transformers", "PIL"},
     "losses_eccl": {"torch"},
     "memory_eccl": {"torch", ".losses_eccl"},
+    "checkpoints_eccl": {"accelerate", "transformers"},
+    "monitor_eccl": {"torch"},
+    "training_arguments_eccl": {"torch", "accelerate", "transformers"},
     "lora_eccl": {"peft", ".configuration_eccl", ".modeling_eccl"},
     "convert_eccl": {
         *{"torch", "transformers", "huggingface_hub", "peft"},
