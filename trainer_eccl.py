@@ -316,11 +316,13 @@ class ECCLTrainer(Trainer):
             return super().train(resume_from_checkpoint=checkpoint, **kwargs)
 
     def _choose_checkpoint(self, asked: str | bool | None) -> str | None:
-        if not asked:
-            return None
         output_dir = Path(self.args.output_dir)
+        report = _logger.warning if self.is_world_process_zero() else lambda _: None
+        if not asked:
+            if last_complete_checkpoint(output_dir, lambda _: None) is not None:
+                report(f"{output_dir} holds checkpoints of another run, which a later resume may take for this one's")
+            return None
         if asked is True:
-            report = _logger.warning if self.is_world_process_zero() else lambda _: None
             found = last_complete_checkpoint(output_dir, report)
             if found is None:
                 report(f"{output_dir} has no complete checkpoint: training starts from the beginning")

@@ -109,6 +109,13 @@ def test_a_run_that_has_taken_its_last_step_takes_no_more(backbone, benchmark, t
     assert_equal_ends(again, first)
 
 
+def test_a_start_over_an_earlier_run_is_remarked_on(backbone, benchmark, tmp_path, caplog):
+    make_trainer(backbone, benchmark, tmp_path, **SAVING, max_steps=3).train()
+    assert "holds checkpoints of another run" not in caplog.text
+    make_trainer(backbone, benchmark, tmp_path, max_steps=1).train()
+    assert "holds checkpoints of another run" in caplog.text
+
+
 def test_a_checkpoint_at_the_end_of_an_epoch_comes_after_its_evaluation(backbone, benchmark, tmp_path):
     settings = {**SAVING, "save_steps": 4, "eval_strategy": "epoch"}
     make_trainer(backbone, benchmark, tmp_path, **settings).train()
