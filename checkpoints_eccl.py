@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 from transformers import TrainerCallback
+from transformers.trainer import SCHEDULER_NAME
 
 COMPLETE_FILE = "complete.json"
 _NAME = re.compile(r"checkpoint-(\d+)")
@@ -35,6 +37,8 @@ def mark_complete(checkpoint: Path) -> None:
 
 def what_is_missing(checkpoint: Path) -> str | None:
     """Why a checkpoint cannot be resumed from; `None` where it is whole."""
+    if not checkpoint.is_dir():
+        return "there is no such folder"
     record = checkpoint / COMPLETE_FILE
     if not record.is_file():
         return f"it has no {COMPLETE_FILE}, which is written last"
@@ -44,7 +48,34 @@ def what_is_missing(checkpoint: Path) -> str | None:
             return f"{name} is missing"
         if file.stat().st_size != size:
             return f"{name} has {file.stat().st_size} bytes in place of {size}"
+    if not (checkpoint / SCHEDULER_NAME).is_file():
+        return f"it has no {SCHEDULER_NAME}, and no optimiser: save_only_model leaves them out"
     return None
+
+
+def delete_older(checkpoint: Path, limit: int | None, best: str | None) -> None:
+    """Deletes what a run no longer needs, once a checkpoint is whole.
+
+    The checkpoint itself and the best stay, then those written last; what is not whole goes first. transformers goes by
+    numbers where times lie close together, and would keep a later one that was never finished.
+
+    Args:
+        checkpoint: the one just written.
+        limit: how many stay; `None` or 0 deletes nothing.
+        best: the checkpoint with the best metric.
+    """
+    if not limit or limit < 0:
+        return
+    kept = {checkpoint.resolve()} | ({Path(best).resolve()} if best else set())
+    others = [folder for _, folder in _numbered(checkpoint.parent) if folder.resolve() not in kept]
+    others.sort(key=lambda folder: (what_is_missing(folder) is None, _written_at(folder)))
+    for folder in others[: max(0, len(others) + len(kept) - max(limit, len(kept)))]:
+        shutil.rmtree(folder)
+
+
+def _written_at(checkpoint: Path) -> tuple[int, int]:
+    record = checkpoint / COMPLETE_FILE
+    return record.stat().st_mtime_ns if record.is_file() else 0, int(_NAME.fullmatch(checkpoint.name)[1])
 
 
 def last_complete_checkpoint(output_dir: Path, report: Callable[[str], None]) -> Path | None:
@@ -54,9 +85,7 @@ def last_complete_checkpoint(output_dir: Path, report: Callable[[str], None]) ->
         output_dir: of the run; it need not be there.
         report: is given a line for each checkpoint that is passed over.
     """
-    folders = output_dir.iterdir() if output_dir.is_dir() else ()
-    numbered = [(int(match[1]), folder) for folder in folders if (match := _NAME.fullmatch(folder.name))]
-    for _, checkpoint in sorted(numbered, reverse=True):
+    for _, checkpoint in sorted(_numbered(output_dir), reverse=True):
         missing = what_is_missing(checkpoint)
         if missing is None:
             return checkpoint
@@ -64,12 +93,17 @@ def last_complete_checkpoint(output_dir: Path, report: Callable[[str], None]) ->
     return None
 
 
+def _numbered(output_dir: Path) -> list[tuple[int, Path]]:
+    folders = output_dir.iterdir() if output_dir.is_dir() else ()
+    return [(int(match[1]), folder) for folder in folders if (match := _NAME.fullmatch(folder.name))]
+
+
 class CheckpointCallback(TrainerCallback):
     """Moves the moments at which a checkpoint is written, so that a run resumed from it does what it would have done.
 
-    One that is due at the end of an epoch waits for the evaluation of that epoch, and a log comes before each, so that
-    no mean goes over steps before and after. Once SIGTERM has reached any process, or the launcher has gone, one is
-    written after the step, and `stopping` is set.
+    One that is due with the last step of an epoch, or of training, waits for the evaluation that follows. A log comes
+    before each, so that no mean goes over steps before and after. Once SIGTERM has reached any
+    process, or the launcher has gone, one is written after the step, and `stopping` is set.
 
     Args:
         accelerator: `set_trigger` of any process asks for the stop.
@@ -86,7 +120,7 @@ class CheckpointCallback(TrainerCallback):
         # All processes take part in the check.
         self.stopping = self.accelerator.check_trigger() or self.stopping
         if self.stopping or control.should_save:
-            self._is_due = state.epoch == int(state.epoch)
+            self._is_due = state.epoch == int(state.epoch) or control.should_training_stop
             control.should_save = not self._is_due
         self._log_first(args, control)
 
@@ -96,7 +130,9 @@ class CheckpointCallback(TrainerCallback):
         self._log_first(args, control)
 
     def _log_first(self, args, control):
-        if control.should_save and args.logging_strategy != "no":
+        # Whether the best is saved shows only after its evaluation.
+        may_save = control.should_save or (args.save_strategy == "best" and control.should_evaluate)
+        if may_save and args.logging_strategy != "no":
             control.should_log = True
 
 
@@ -126,6 +162,7 @@ def _flush(path: Path) -> None:
 __all__ = [
     "COMPLETE_FILE",
     "CheckpointCallback",
+    "delete_older",
     "last_complete_checkpoint",
     "mark_complete",
     "on_sigterm",

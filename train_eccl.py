@@ -212,7 +212,7 @@ def main(arguments: list[str]) -> None:
             print(f"scored on {data.dataset_name} {eval_split}: {len(evaluation)} images")
         print(f"{trainable:,} of {total:,} parameters train ({100 * trainable / total:.2f}%)")
     # On a command line, True means the last checkpoint in output_dir.
-    resume = {"True": True, "False": None}.get(args.resume_from_checkpoint, args.resume_from_checkpoint)
+    resume = {"true": True, "false": None}.get(str(args.resume_from_checkpoint).lower(), args.resume_from_checkpoint)
     duration = trainer.train(resume_from_checkpoint=resume).metrics["train_runtime"]
     metrics = trainer.evaluate() if evaluation is not None else None
     model = trainer.whole_model()
@@ -224,6 +224,7 @@ def main(arguments: list[str]) -> None:
         print(f"the model is in {args.output_dir}")
         if push:
             print(f"published: {publish(args.output_dir, args.hub_model_id, bool(args.hub_private_repo))}")
+    trainer.accelerator.end_training()
 
 
 def gather_facts(

@@ -20,10 +20,10 @@ from peft import PeftModel
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from transformers import Trainer
-from transformers.trainer_utils import rotate_checkpoints
 
 from .checkpoints_eccl import (
     CheckpointCallback,
+    delete_older,
     last_complete_checkpoint,
     mark_complete,
     on_sigterm,
@@ -195,6 +195,9 @@ class ECCLTrainer(Trainer):
         processor = kwargs["processing_class"]
         kwargs.setdefault("data_collator", PairCollator(processor))
         super().__init__(model, args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
+        if not args.contrastive_weight:
+            # No other loss reaches it, and DDP would wait for its gradient.
+            model.logit_scale.requires_grad_(False)
         self.objective = ECCLObjective(
             args,
             model.config.projection_dim,
@@ -279,9 +282,10 @@ class ECCLTrainer(Trainer):
         if not self.args.epoch_schedule:
             return super().create_scheduler(num_training_steps, optimizer)
         if self.lr_scheduler is None:
-            pairs = self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
-            round_up = math.floor if self.args.dataloader_drop_last else math.ceil
-            steps_per_epoch = max(1, round_up(len(self._get_train_sampler()) / pairs))
+            batch_size = self.args.train_batch_size * self.args.world_size
+            whole = math.floor if self.args.dataloader_drop_last else math.ceil
+            batches = whole(len(self._get_train_sampler()) / batch_size)
+            steps_per_epoch = max(1, math.ceil(batches / self.args.gradient_accumulation_steps))
             num_epochs = math.ceil(num_training_steps / steps_per_epoch)
             self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
                 self.optimizer if optimizer is None else optimizer,
@@ -313,6 +317,9 @@ class ECCLTrainer(Trainer):
         with on_sigterm(self.accelerator.set_trigger):
             if checkpoint is None:
                 self._start_memories()
+            else:
+                # That of the start was made then.
+                self.args.eval_on_start = False
             return super().train(resume_from_checkpoint=checkpoint, **kwargs)
 
     def _choose_checkpoint(self, asked: str | bool | None) -> str | None:
@@ -351,6 +358,8 @@ class ECCLTrainer(Trainer):
         try:
             return super().get_batch_samples(*args, **kwargs)
         except (ConnectionError, EOFError) as error:
+            if not self.args.dataloader_num_workers:
+                raise
             raise RuntimeError("a DataLoader worker exited unexpectedly while it handed over a batch") from error
 
     def _start_memories(self) -> None:
@@ -432,6 +441,10 @@ class ECCLTrainer(Trainer):
             self._stop(f"the norm of the gradient is {float(norm)}", self._last_written)
         return norm
 
+    def _determine_best_metric(self, *args, **kwargs) -> bool:
+        # With save_strategy "best" this decides whether the checkpoint is written that SIGTERM asked for.
+        return super()._determine_best_metric(*args, **kwargs) or self._checkpoint_callback.stopping
+
     def _stop(self, reason: str, written: list["_Written"]) -> None:
         """Every process comes here at once: they all have the loss, and the gradient, of the whole batch."""
         # What fills a batch has no path.
@@ -506,8 +519,7 @@ class ECCLTrainer(Trainer):
             OSError: it could not be written; the older ones are still there.
             SystemExit: SIGTERM asked for it.
         """
-        run_dir = self._get_output_dir(trial)
-        checkpoint = Path(run_dir) / f"checkpoint-{self.state.global_step}"
+        checkpoint = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
         if self.args.should_save and checkpoint.exists():
             # What a run left that was killed while it wrote, or that went another way.
             shutil.rmtree(checkpoint)
@@ -525,7 +537,7 @@ class ECCLTrainer(Trainer):
         finally:
             self.args.save_total_limit = limit
         if self.args.should_save:
-            rotate_checkpoints(run_dir, limit, self.state.best_model_checkpoint, use_mtime=True)
+            delete_older(checkpoint, limit, self.state.best_model_checkpoint)
         if self._checkpoint_callback.stopping:
             if self.args.should_save:
                 print(f"SIGTERM: stopped after step {self.state.global_step}; {checkpoint} holds it", flush=True)

@@ -105,6 +105,13 @@ class ECCLTrainingArguments(TrainingArguments):
             raise ValueError(f"optim is {self.optim!r}: ECCL trains with Adam, or AdamW with --decoupled_weight_decay")
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns must be False: the trainer needs every column of a batch")
+        unused = ("label_smoothing_factor", "optim_args", "optim_target_modules", "train_sampling_strategy")
+        unused += ("lr_scheduler_kwargs",) if self.epoch_schedule else ()
+        for name in unused:
+            if getattr(self, name) not in (getattr(TrainingArguments, name, None), None, {}):
+                raise ValueError(
+                    f"{name} is {getattr(self, name)!r}: ECCL's losses, optimiser and sampler have no use for it"
+                )
         if self.fp16 and self.use_cpu:
             raise ValueError("fp16 needs an accelerator: on a CPU, leave it out or take bf16")
         if self.bf16_full_eval or self.fp16_full_eval:

@@ -31,11 +31,13 @@ from helpers import TINY_SHAPE, launch_command, launch_environment, run
 # 16 pairs, 4 steps an epoch: checkpoints and evaluations fall within epochs, and on their ends.
 ARGUMENTS = (
     "--dataset_name cuhk_pedes --prompt_depth 2 --num_train_epochs 6 --warmup_epochs 1 --logging_steps 2 --seed 3 "
-    "--eval_strategy steps --eval_steps 3 --save_strategy steps --save_steps 3 --save_total_limit 2 "
+    "--eval_strategy steps --eval_steps 3 --save_strategy steps --save_steps 3 "
     "--disable_tqdm True --report_to none --resume_from_checkpoint True"
 )
 BATCH = 4
 KILLS_PER_RUN = 5
+# With 1, the default, the last checkpoint goes at the end where another is the best.
+LIMITS = (1, 2)
 PHASES = ("start", "memories", "step", "between", "evaluation", "checkpoint", "result")
 SAVED = ("model.safetensors", "adapter/adapter_model.safetensors")
 TIMES = ("runtime", "per_second", "total_flos")
@@ -47,16 +49,17 @@ class Run:
     Args:
         folder: of the run.
         processes: how many train.
+        limit: how many checkpoints stay.
         inputs: the folder with `data` and `backbone`.
     """
 
-    def __init__(self, folder: Path, processes: int, inputs: Path):
+    def __init__(self, folder: Path, processes: int, limit: int, inputs: Path):
         self.folder, self.phases = folder, folder / "phases.txt"
         folder.mkdir(parents=True)
         self.command = launch_command(
             processes, "tests/soak_run.py", self.phases, *ARGUMENTS.split(), "--data_dir", inputs / "data",
             "--init_from", inputs / "backbone", "--output_dir", folder / "out",
-            "--per_device_train_batch_size", BATCH // processes,
+            "--per_device_train_batch_size", BATCH // processes, "--save_total_limit", limit,
         )  # fmt: skip
 
     def start(self) -> subprocess.Popen:
@@ -142,18 +145,20 @@ def soak(processes: int, cycles: int, rng: random.Random, folder: Path) -> tuple
     Returns:
         The kills by phase, what differed, and how many incomplete checkpoints were passed over.
     """
-    reference = Run(folder / "reference", processes, folder.parent)
-    began = time.time()
-    reference.finish()
-    durations = defaultdict(list)
-    noted = [(began, "start"), *reference.noted()]
-    for (moment, phase), (later, _) in itertools.pairwise(noted):
-        durations[phase].append(later - moment)
-    expected = reference.end()
+    durations, expected = defaultdict(list), {}
+    for limit in LIMITS:
+        reference = Run(folder / f"reference-{limit}", processes, limit, folder.parent)
+        began = time.time()
+        reference.finish()
+        noted = [(began, "start"), *reference.noted()]
+        for (moment, phase), (later, _) in itertools.pairwise(noted):
+            durations[phase].append(later - moment)
+        expected[limit] = reference.end()
     kills, differing, passed_over, number = Counter(), [], 0, 0
     targets: list[str] = []
     while kills.total() < cycles:
-        run = Run(folder / str(number), processes, folder.parent)
+        limit = LIMITS[number % len(LIMITS)]
+        run = Run(folder / str(number), processes, limit, folder.parent)
         phases: list[str] = []
         while len(phases) < KILLS_PER_RUN and kills.total() < cycles:
             # Every phase has its turn, in an order drawn at random.
@@ -164,7 +169,7 @@ def soak(processes: int, cycles: int, rng: random.Random, folder: Path) -> tuple
             kills[phase] += 1
             phases.append(phase)
         run.finish()
-        found = difference(run.end(), expected)
+        found = difference(run.end(), expected[limit])
         differing += [f"{run.folder}, killed in {', '.join(phases)}: {found}"] if found else []
         passed_over += (run.folder / "log.txt").read_text(errors="replace").count("is incomplete and passed over")
         number += 1

@@ -1,6 +1,7 @@
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import threading
@@ -8,7 +9,14 @@ import threading
 import pytest
 import safetensors.torch
 
-from eccl.checkpoints_eccl import COMPLETE_FILE, last_complete_checkpoint, mark_complete, on_sigterm, what_is_missing
+from eccl.checkpoints_eccl import (
+    COMPLETE_FILE,
+    delete_older,
+    last_complete_checkpoint,
+    mark_complete,
+    on_sigterm,
+    what_is_missing,
+)
 from eccl.trainer_eccl import OBJECTIVE_FILE
 from helpers import launch_command, launch_environment, make_trainer, wait_until
 
@@ -32,12 +40,13 @@ def checkpoint(tmp_path):
     (folder / "part").mkdir(parents=True)
     (folder / "weights").write_bytes(b"12345")
     (folder / "part" / "state").write_bytes(b"")
+    (folder / "scheduler.pt").write_bytes(b"1")
     mark_complete(folder)
     return folder
 
 
 def test_a_checkpoint_is_whole_when_every_file_has_its_size(checkpoint):
-    assert json.loads((checkpoint / COMPLETE_FILE).read_text()) == {"part/state": 0, "weights": 5}
+    assert json.loads((checkpoint / COMPLETE_FILE).read_text()) == {"part/state": 0, "scheduler.pt": 1, "weights": 5}
     assert what_is_missing(checkpoint) is None
     (checkpoint / "weights").write_bytes(b"123")
     assert what_is_missing(checkpoint) == "weights has 3 bytes in place of 5"
@@ -50,13 +59,88 @@ def test_a_checkpoint_is_whole_when_every_file_has_its_size(checkpoint):
 def test_the_last_whole_checkpoint_is_by_number_and_others_are_named(checkpoint):
     output_dir = checkpoint.parent
     (output_dir / "checkpoint-10").mkdir()
-    (output_dir / "checkpoint-9").mkdir()
-    mark_complete(output_dir / "checkpoint-9")
+    shutil.copytree(checkpoint, output_dir / "checkpoint-9")
     (output_dir / "checkpoint-old").mkdir()
     lines = []
     assert last_complete_checkpoint(output_dir, lines.append) == output_dir / "checkpoint-9"
     assert len(lines) == 1 and "checkpoint-10 is incomplete and passed over" in lines[0]
     assert last_complete_checkpoint(output_dir / "nowhere", lines.append) is None
+
+
+def test_what_is_not_whole_is_deleted_first_then_what_is_oldest(checkpoint):
+    output_dir = checkpoint.parent
+    # Numbers say nothing: 12 is of an earlier run, 7 was never finished.
+    for moment, number in enumerate((12, 2, 3, 6)):
+        shutil.copytree(checkpoint, output_dir / f"checkpoint-{number}")
+        os.utime(output_dir / f"checkpoint-{number}" / COMPLETE_FILE, ns=(moment, moment))
+    (output_dir / "checkpoint-7").mkdir()
+
+    def left(limit):
+        delete_older(checkpoint, limit, str(output_dir / "checkpoint-2"))
+        return sorted(int(path.name.rpartition("-")[2]) for path in output_dir.iterdir())
+
+    assert left(None) == left(0) == [2, 3, 4, 6, 7, 12]
+    assert left(5) == [2, 3, 4, 6, 12]
+    assert left(4) == [2, 3, 4, 6]
+    assert left(3) == [2, 4, 6]
+    assert left(1) == [2, 4]
+
+
+def test_a_checkpoint_without_an_optimiser_is_not_resumed_from(backbone, benchmark, tmp_path, caplog):
+    make_trainer(backbone, benchmark, tmp_path, **SAVING, save_only_model=True).train()
+    resumed = make_trainer(backbone, benchmark, tmp_path, max_steps=1)
+    resumed.train(resume_from_checkpoint=True)
+    assert "checkpoint-8 is incomplete and passed over: it has no scheduler.pt" in caplog.text
+    assert resumed.state.global_step == 1
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"eval_strategy": "epoch", "max_steps": 6},
+        {"eval_strategy": "steps", "eval_steps": 2, "max_steps": 6},
+        {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "best", "metric_for_best_model": "mAP"},
+        {"eval_strategy": "epoch", "eval_on_start": True},
+    ],
+    ids=["max_steps", "steps", "best", "on_start"],
+)
+@pytest.mark.parametrize("how", ["killed", "sigterm"])
+def test_no_evaluation_is_lost_or_made_twice(backbone, benchmark, tmp_path, monkeypatch, settings, how):
+    """Killed right after its last checkpoint, or asked to stop in the last step."""
+    settings = {**SAVING, "logging_steps": 5, **settings}
+    whole = make_trainer(backbone, benchmark, tmp_path / "whole", **settings)
+    whole.train()
+    run = make_trainer(backbone, benchmark, tmp_path / "run", **settings)
+    last = whole.state.max_steps
+    step, save = run.training_step, run._save_checkpoint
+    if how == "sigterm":
+
+        def signalled(*args, **kwargs):
+            if run.state.global_step == last - 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return step(*args, **kwargs)
+
+        run.training_step = signalled
+        with pytest.raises(SystemExit):
+            run.train()
+    else:
+
+        def killed(*args):
+            save(*args)
+            number = max(int(path.name.rpartition("-")[2]) for path in (tmp_path / "whole").glob("checkpoint-*"))
+            if run.state.global_step == number:
+                raise KeyboardInterrupt
+
+        run._save_checkpoint = killed
+        with pytest.raises(KeyboardInterrupt):
+            run.train()
+    resumed = make_trainer(backbone, benchmark, tmp_path / "run", **settings)
+    resumed.train(resume_from_checkpoint=True)
+    assert_equal_ends(resumed, whole)
+    evaluations = [
+        [entry for entry in trainer.state.log_history if "eval_rank1" in entry] for trainer in (whole, resumed)
+    ]
+    assert evaluations[0] == evaluations[1]
 
 
 @pytest.mark.parametrize("broken", ["complete.json", "optimizer.pt", OBJECTIVE_FILE])
@@ -86,7 +170,7 @@ def test_a_named_checkpoint_must_be_whole(backbone, benchmark, tmp_path):
     (tmp_path / "checkpoint-3" / "scheduler.pt").write_bytes(b"")
     with pytest.raises(ValueError, match=r"checkpoint-3 cannot be resumed from: scheduler.pt has 0 bytes"):
         make_trainer(backbone, benchmark, tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
-    with pytest.raises(ValueError, match=r"checkpoint-5 cannot be resumed from: it has no complete\.json"):
+    with pytest.raises(ValueError, match=r"checkpoint-5 cannot be resumed from: there is no such folder"):
         make_trainer(backbone, benchmark, tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-5"))
 
 

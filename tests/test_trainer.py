@@ -199,6 +199,13 @@ def test_every_recipe_parses(recipe, tmp_path):
         ({"remove_unused_columns": True}, "remove_unused_columns must be False"),
         ({"embed_chunk_size": 0}, "embed_chunk_size is 0, it must be at least 1"),
         ({"fp16": True}, "fp16 needs an accelerator"),
+        (
+            {"label_smoothing_factor": 0.1},
+            "label_smoothing_factor is 0.1: it would do nothing",
+        ),
+        ({"optim_args": "foreach=True"}, "optim_args is 'foreach=True'"),
+        ({"train_sampling_strategy": "sequential"}, "train_sampling_strategy is 'sequential'"),
+        ({"lr_scheduler_kwargs": {"power": 2}}, "lr_scheduler_kwargs is {'power': 2}"),
         ({"bf16_full_eval": True}, "bf16_full_eval and fp16_full_eval must be False"),
         ({"auto_find_batch_size": True}, "auto_find_batch_size must be False"),
         ({"enable_jit_checkpoint": True}, "enable_jit_checkpoint must be False"),
@@ -408,3 +415,16 @@ def test_a_compiled_model_trains_the_same_and_loads(backbone, benchmark, tmp_pat
     assert ends[0].keys() == ends[1].keys()
     for name, value in ends[0].items():
         assert (ends[1][name] - value).abs().max() <= 1e-4 * value.abs().max(), name
+
+
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_the_schedule_counts_the_steps_of_accumulated_batches(backbone, benchmark, tmp_path, drop_last):
+    """16 pairs in batches of 3, the last of which may be dropped, three to a step: two steps an epoch."""
+    trainer = make_trainer(
+        backbone, benchmark, tmp_path, per_device_train_batch_size=3, gradient_accumulation_steps=3, logging_steps=1,
+        num_train_epochs=4, dataloader_drop_last=drop_last,
+    )  # fmt: skip
+    trainer.train()
+    rates = [entry["learning_rate"] for entry in trainer.state.log_history if "loss" in entry]
+    factors = [0.1] + [0.5 * (1 + math.cos(math.pi * epoch / 3)) for epoch in range(3)]
+    assert rates == pytest.approx([1e-3 * factor for factor in factors for _ in range(2)])
