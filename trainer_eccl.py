@@ -211,6 +211,7 @@ class ECCLTrainer(Trainer):
             _logger.warning("FSDP is for accelerators, there are none: every process trains a whole copy (DDP)")
         self._monitor = StepMonitor()
         self._written: list[_Written] = []
+        self._rates: list[float] = []
         self._checkpoint_callback = CheckpointCallback(self.accelerator)
         self.add_callback(self._checkpoint_callback)
         # A sampler that cannot be is refused now, before the memories take a pass over the training set.

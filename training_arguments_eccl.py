@@ -109,9 +109,7 @@ class ECCLTrainingArguments(TrainingArguments):
         unused += ("lr_scheduler_kwargs",) if self.epoch_schedule else ()
         for name in unused:
             if getattr(self, name) not in (getattr(TrainingArguments, name, None), None, {}):
-                raise ValueError(
-                    f"{name} is {getattr(self, name)!r}: ECCL's losses, optimiser and sampler have no use for it"
-                )
+                raise ValueError(f"{name} is {getattr(self, name)!r}: it would do nothing here")
         if self.fp16 and self.use_cpu:
             raise ValueError("fp16 needs an accelerator: on a CPU, leave it out or take bf16")
         if self.bf16_full_eval or self.fp16_full_eval:
