@@ -38,7 +38,7 @@ test: $(VENV)/.installed
 test-slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -q -m slow
 
-# Kills training 20 times at random moments and resumes it, with one process and with two: ten minutes.
+# Kills training 20 times at random moments and resumes it, with one process and with two: four minutes.
 soak: $(VENV)/.installed
 	@$(BIN)/python tests/soak.py
 

@@ -67,15 +67,19 @@ def delete_older(checkpoint: Path, limit: int | None, best: str | None) -> None:
     if not limit or limit < 0:
         return
     kept = {checkpoint.resolve()} | ({Path(best).resolve()} if best else set())
-    others = [folder for _, folder in _numbered(checkpoint.parent) if folder.resolve() not in kept]
-    others.sort(key=lambda folder: (what_is_missing(folder) is None, _written_at(folder)))
-    for folder in others[: max(0, len(others) + len(kept) - max(limit, len(kept)))]:
+    others = sorted(
+        (what_is_missing(folder) is None, _written_at(folder), number, folder)
+        for number, folder in _numbered(checkpoint.parent)
+        if folder.resolve() not in kept
+    )
+    free = max(0, limit - len(kept))
+    for *_, folder in others[: max(0, len(others) - free)]:
         shutil.rmtree(folder)
 
 
-def _written_at(checkpoint: Path) -> tuple[int, int]:
+def _written_at(checkpoint: Path) -> int:
     record = checkpoint / COMPLETE_FILE
-    return record.stat().st_mtime_ns if record.is_file() else 0, int(_NAME.fullmatch(checkpoint.name)[1])
+    return record.stat().st_mtime_ns if record.is_file() else 0
 
 
 def last_complete_checkpoint(output_dir: Path, report: Callable[[str], None]) -> Path | None:
@@ -102,8 +106,8 @@ class CheckpointCallback(TrainerCallback):
     """Moves the moments at which a checkpoint is written, so that a run resumed from it does what it would have done.
 
     One that is due with the last step of an epoch, or of training, waits for the evaluation that follows. A log comes
-    before each, so that no mean goes over steps before and after. Once SIGTERM has reached any
-    process, or the launcher has gone, one is written after the step, and `stopping` is set.
+    before each, so that no mean goes over steps before and after. Once SIGTERM has reached any process, or the launcher
+    has gone, one is written after the step, and `stopping` is set.
 
     Args:
         accelerator: `set_trigger` of any process asks for the stop.

@@ -9,9 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from eccl.dataset_scripts.synthetic import SyntheticBenchmark, write_benchmark
 from eccl.modeling_eccl import ECCLModel
-from helpers import TINY_SHAPE, run, tiny_config
+from helpers import make_backbone, make_benchmark, tiny_config
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -61,21 +60,13 @@ def make_raw(tmp_path):
 
 @pytest.fixture(scope="session")
 def benchmark(tmp_path_factory):
-    """Four persons to train on, two and two more, two images each: 16 pairs."""
     folder = tmp_path_factory.mktemp("data") / "set"
-    sizes = {"train_ids": 4, "val_ids": 2, "test_ids": 2, "images_per_id": 2}
-    write_benchmark(SyntheticBenchmark("cuhk_pedes", **sizes), folder, num_workers=1)
+    make_benchmark(folder)
     return folder
 
 
 @pytest.fixture(scope="session")
 def backbone(benchmark, tmp_path_factory):
-    """A model without prompts and its tokenizer, as `--tune full` leaves it behind."""
     folder = tmp_path_factory.mktemp("backbone") / "model"
-    run(
-        "--dataset_name cuhk_pedes --tune full --scratch_config", json.dumps(TINY_SHAPE),
-        "--vocab_size 300 --max_steps 2 --per_device_train_batch_size 8 --tal_weight 0 --contrastive_weight 1",
-        "--identity_memory_weight 0 --instance_memory_weight 0 --attribute_weight 1",
-        data_dir=benchmark, output_dir=folder,
-    )  # fmt: skip
+    make_backbone(benchmark, folder)
     return folder

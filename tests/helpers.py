@@ -1,6 +1,7 @@
 """What several test modules need."""
 
 import gzip
+import json
 import os
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from eccl.configuration_eccl import ECCLConfig
 from eccl.data_eccl import CaptionPairs
+from eccl.dataset_scripts.synthetic import SyntheticBenchmark, write_benchmark
 from eccl.lora_eccl import attach_lora
 from eccl.modeling_eccl import ECCLModel
 from eccl.processing_eccl import ECCLProcessor
@@ -102,6 +104,22 @@ def run(*words, data_dir, output_dir) -> None:
     train_eccl.main([*arguments, *common])
 
 
+def make_benchmark(folder: Path) -> None:
+    """Four persons to train on, two and two more, two images each: 16 pairs."""
+    sizes = {"train_ids": 4, "val_ids": 2, "test_ids": 2, "images_per_id": 2}
+    write_benchmark(SyntheticBenchmark("cuhk_pedes", **sizes), folder, num_workers=1)
+
+
+def make_backbone(benchmark: Path, folder: Path) -> None:
+    """A model without prompts and its tokenizer, as `--tune full` leaves it behind."""
+    run(
+        "--dataset_name cuhk_pedes --tune full --scratch_config", json.dumps(TINY_SHAPE),
+        "--vocab_size 300 --max_steps 2 --per_device_train_batch_size 8 --tal_weight 0 --contrastive_weight 1",
+        "--identity_memory_weight 0 --instance_memory_weight 0 --attribute_weight 1",
+        data_dir=benchmark, output_dir=folder,
+    )  # fmt: skip
+
+
 def launch_command(processes: int, script: str, *words) -> list[str]:
     """A launch of a script of this project on CPUs."""
     command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(processes)]
@@ -116,21 +134,19 @@ def launch_environment() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": str(ROOT / "tests"), "HF_DATASETS_CACHE": str(datasets.config.HF_DATASETS_CACHE)}
 
 
-def launch(
-    processes: int, script: str, *words, timeout: float = 300, check: bool = True
-) -> subprocess.CompletedProcess:
-    """Launches and waits; what it prints comes back as text, both streams in one."""
-    done = subprocess.run(
-        launch_command(processes, script, *words),
-        env=launch_environment(),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=timeout,
-    )
-    assert not check or done.returncode == 0, done.stdout[-5000:]
-    return done
+def launch_in_background(processes: int, script: str, *words, log: Path, **options) -> subprocess.Popen:
+    """Launches; both streams go on in the file `log`."""
+    with log.open("ab") as file:
+        return subprocess.Popen(
+            launch_command(processes, script, *words), env=launch_environment(), stdin=subprocess.DEVNULL,
+            stdout=file, stderr=file, **options,
+        )  # fmt: skip
+
+
+def launch(processes: int, script: str, *words, log: Path, timeout: float = 300) -> None:
+    """Launches and waits until it has ended well."""
+    returncode = launch_in_background(processes, script, *words, log=log).wait(timeout=timeout)
+    assert returncode == 0, log.read_text(errors="replace")[-5000:]
 
 
 def wait_until(condition, timeout: float = 120) -> None:

@@ -25,8 +25,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 import psutil
 import safetensors.torch
 
-from eccl.dataset_scripts.synthetic import SyntheticBenchmark, write_benchmark
-from helpers import TINY_SHAPE, launch_command, launch_environment, run
+from helpers import launch_in_background, make_backbone, make_benchmark
 
 # 16 pairs, 4 steps an epoch: checkpoints and evaluations fall within epochs, and on their ends.
 ARGUMENTS = (
@@ -56,7 +55,7 @@ class Run:
     def __init__(self, folder: Path, processes: int, limit: int, inputs: Path):
         self.folder, self.phases = folder, folder / "phases.txt"
         folder.mkdir(parents=True)
-        self.command = launch_command(
+        self.launched = (
             processes, "tests/soak_run.py", self.phases, *ARGUMENTS.split(), "--data_dir", inputs / "data",
             "--init_from", inputs / "backbone", "--output_dir", folder / "out",
             "--per_device_train_batch_size", BATCH // processes, "--save_total_limit", limit,
@@ -64,10 +63,7 @@ class Run:
 
     def start(self) -> subprocess.Popen:
         self.phases.write_text("")
-        log = (self.folder / "log.txt").open("ab")
-        return subprocess.Popen(
-            self.command, env=launch_environment(), stdin=subprocess.DEVNULL, stdout=log, stderr=log
-        )
+        return launch_in_background(*self.launched, log=self.folder / "log.txt")
 
     def finish(self) -> None:
         """Starts and waits; a run that fails ends the soak, with what it printed."""
@@ -176,16 +172,6 @@ def soak(processes: int, cycles: int, rng: random.Random, folder: Path) -> tuple
     return kills, differing, passed_over
 
 
-def make_inputs(folder: Path) -> None:
-    sizes = {"train_ids": 4, "val_ids": 2, "test_ids": 2, "images_per_id": 2}
-    write_benchmark(SyntheticBenchmark("cuhk_pedes", **sizes), folder / "data", num_workers=1)
-    run(
-        "--dataset_name cuhk_pedes --tune full --scratch_config", json.dumps(TINY_SHAPE),
-        "--vocab_size 300 --max_steps 2 --per_device_train_batch_size 8",
-        data_dir=folder / "data", output_dir=folder / "backbone",
-    )  # fmt: skip
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cycles", type=int, default=20)
@@ -193,7 +179,8 @@ def main() -> int:
     arguments = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="soak-"))
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        make_inputs(folder)
+        make_benchmark(folder / "data")
+        make_backbone(folder / "data", folder / "backbone")
     began = time.time()
     print(
         f"{'processes':>9} {'kills':>5}  " + "".join(f"{phase:>11}" for phase in PHASES) + "  passed over  differences"

@@ -3,7 +3,6 @@ import os
 import resource
 import shutil
 import signal
-import subprocess
 import threading
 
 import pytest
@@ -18,7 +17,7 @@ from eccl.checkpoints_eccl import (
     what_is_missing,
 )
 from eccl.trainer_eccl import OBJECTIVE_FILE
-from helpers import launch_command, launch_environment, make_trainer, wait_until
+from helpers import launch_in_background, make_trainer, wait_until
 
 SAVING = {"save_strategy": "steps", "save_steps": 3, "save_total_limit": None, "logging_steps": 1, "report_to": "none"}
 
@@ -300,12 +299,8 @@ def test_sigterm_to_a_launch_leaves_a_checkpoint_to_resume_from(backbone, benchm
     words += ["--save_steps", "10000", "--eval_strategy", "no", "--load_best_model_at_end", "False"]
     words += ["--dataloader_num_workers", "1", "--logging_steps", "1", "--disable_tqdm", "True", "--report_to", "none"]
     words += ["--output_dir", tmp_path / "out"]
-    with (tmp_path / "log.txt").open("w") as log:
-        process = subprocess.Popen(
-            launch_command(processes, "train_eccl.py", *words), env=launch_environment(), stdin=subprocess.DEVNULL,
-            stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
-        )  # fmt: skip
     log = tmp_path / "log.txt"
+    process = launch_in_background(processes, "train_eccl.py", *words, log=log, start_new_session=True)
     wait_until(lambda: "'loss'" in log.read_text())
     (os.killpg if whom == "group" else os.kill)(process.pid, signal.SIGTERM)
     process.wait(timeout=60)

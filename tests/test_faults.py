@@ -3,7 +3,6 @@
 import os
 import shutil
 import signal
-import subprocess
 import time
 
 import psutil
@@ -11,7 +10,7 @@ import pytest
 import torch
 
 from eccl.checkpoints_eccl import last_complete_checkpoint
-from helpers import launch_command, launch_environment, make_trainer, wait_until
+from helpers import launch_in_background, make_trainer, wait_until
 
 SAVING = {"save_strategy": "steps", "save_steps": 1, "save_total_limit": None, "report_to": "none"}
 
@@ -90,12 +89,7 @@ def test_a_rank_that_dies_or_hangs_ends_the_others(backbone, benchmark, tmp_path
     words += ["--load_best_model_at_end", "False", "--save_steps", "20", "--save_strategy", "steps"]
     words += ["--logging_steps", "1", "--disable_tqdm", "True", "--report_to", "none", "--ddp_timeout", "10"]
     words += ["--output_dir", tmp_path / "out"]
-    log = tmp_path / "log.txt"
-    with log.open("w") as file:
-        process = subprocess.Popen(
-            launch_command(2, "train_eccl.py", *words), env=launch_environment(), stdin=subprocess.DEVNULL,
-            stdout=file, stderr=subprocess.STDOUT,
-        )  # fmt: skip
+    process = launch_in_background(2, "train_eccl.py", *words, log=tmp_path / "log.txt")
     wait_until(lambda: list((tmp_path / "out").glob("checkpoint-*/complete.json")))
     ranks = psutil.Process(process.pid).children()
     assert len(ranks) == 2

@@ -61,7 +61,7 @@ def test_every_figure_reaches_trackio(backbone, benchmark, tmp_path, monkeypatch
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
     words = ["--dataset_name", "cuhk_pedes", "--data_dir", benchmark, "--init_from", backbone, "--prompt_depth", "2"]
     words += ["--per_device_train_batch_size", "4", "--max_steps", "2", "--logging_steps", "1", "--project", "pedes"]
-    launch(1, "train_eccl.py", *words, "--report_to", "trackio", "--output_dir", tmp_path / "out")
+    launch(1, "train_eccl.py", *words, "--report_to", "trackio", "--output_dir", tmp_path / "out", log=tmp_path / "log")
     with sqlite3.connect(tmp_path / "trackio" / "pedes.db") as database:
         rows = [json.loads(row[0]) for row in database.execute("select metrics from metrics order by id")]
     assert len([row for row in rows if {f"train/{name}" for name in REPORTED} <= row.keys()]) == 2

@@ -43,7 +43,7 @@ def runs(backbone, benchmark, tmp_path_factory):
             scenarios["resumed"] = {**resumable, "resume_from": "whole/checkpoint-6"}
         (folder / "scenarios.json").write_text(json.dumps(scenarios))
         words = (folder / "scenarios.json", backbone, benchmark, folder / str(processes))
-        launch(processes, "tests/ranks.py", *words, timeout=400)
+        launch(processes, "tests/ranks.py", *words, log=folder / f"log-{processes}", timeout=400)
     return folder
 
 
