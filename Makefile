@@ -29,7 +29,7 @@ demo: $(VENV)/.installed
 	$(BIN)/python -m eccl.dataset_scripts.synthetic --layout cuhk_pedes --domain target --seed 0 --output_dir $(DEMO)/data
 	$(BIN)/python -m eccl.eval.evaluate_eccl --model $(BACKBONE) --dataset synthetic_pedes --data_dir $(DEMO)/data --output_dir $(DEMO)/before
 	$(BIN)/accelerate launch $(LAUNCH) --num_cpu_threads_per_process $(CORES) train_eccl.py recipes/demo.yaml --init_from $(BACKBONE) --data_dir $(DEMO)/data --output_dir $(DEMO)/model
-	$(BIN)/python -m eccl.gallery_eccl --model $(DEMO)/model --images $(DEMO)/data/imgs --query "$(SENTENCE)" --output $(DEMO)/search.png
+	$(BIN)/python -m eccl.search.gallery --model $(DEMO)/model --images $(DEMO)/data/imgs --query "$(SENTENCE)" --output $(DEMO)/search.png
 	$(BIN)/python -m eccl.eval.evaluate_eccl --model $(DEMO)/model --dataset synthetic_pedes --data_dir $(DEMO)/data --before $(DEMO)/before/results.json --output_dir $(DEMO)
 
 test: $(VENV)/.installed
@@ -40,15 +40,15 @@ test-slow: $(VENV)/.installed
 
 # Kills training 20 times at random moments and resumes it, with one process and with two: four minutes.
 soak: $(VENV)/.installed
-	@$(BIN)/python tests/soak.py
+	@$(BIN)/python tests/programs/soak.py
 
 # Everything that is compared with the published code, and the worst difference of each.
 fidelity: $(VENV)/.installed
-	@$(BIN)/python tests/fidelity.py
+	@$(BIN)/python tests/programs/fidelity.py
 
 # Publishes to a Hub on this machine, and loads everything from it by name.
 hub-check: $(VENV)/.installed
-	@$(BIN)/python tests/hub_check.py
+	@$(BIN)/python tests/programs/hub_check.py
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
@@ -61,11 +61,11 @@ format: $(VENV)/.installed
 # Loading and feeding at CUHK-PEDES' size; drawing the set takes four minutes, once.
 bench-data: $(VENV)/.installed
 	$(BIN)/python -m eccl.dataset_scripts.synthetic --size cuhk --output_dir $(DEMO)/cuhk-size
-	$(BIN)/python -m eccl.eval.benchmark_data --dataset cuhk_pedes --data_dir $(DEMO)/cuhk-size
+	$(BIN)/python -m eccl.eval.benchmarks.data --dataset cuhk_pedes --data_dir $(DEMO)/cuhk-size
 
 # The metric beside the matrix product that it rests on.
 bench-eval: $(VENV)/.installed
-	$(BIN)/python -m eccl.eval.benchmark_metric
+	$(BIN)/python -m eccl.eval.benchmarks.metric
 
 # Makes assets/ anew: half an hour or more on two cores.
 pretrain: $(VENV)/.installed

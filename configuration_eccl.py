@@ -1,9 +1,12 @@
 """Configuration of ECCL: a CLIP dual encoder with a person-shaped image and deep coupled prompts."""
 
 import copy
+from os import PathLike
+from typing import Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import CLIPTextConfig, CLIPVisionConfig, PreTrainedConfig
+from transformers.utils.peft_utils import find_adapter_config_file
 
 # What `pipeline(task, model=...)` finds beside the model; it travels with a checkpoint.
 _PIPELINES = {
@@ -98,4 +101,24 @@ class ECCLConfig(PreTrainedConfig):
         return self.text_config.max_position_embeddings - self.num_prompt_tokens
 
 
-__all__ = ["ECCLConfig"]
+def checkpoint_kind(name: str | PathLike[str]) -> Literal["adapter", "clip", "eccl"]:
+    """Tells what a checkpoint is: an adapter of peft's, a CLIP of transformers', or an ECCL model.
+
+    Args:
+        name: a local folder or a Hub id.
+
+    Raises:
+        ValueError: it is none of the three.
+        OSError: there is no such folder or Hub repository, or it has neither `adapter_config.json` nor `config.json`.
+    """
+    if find_adapter_config_file(str(name)) is not None:
+        return "adapter"
+    model_type = PreTrainedConfig.get_config_dict(str(name))[0].get("model_type")
+    if model_type == ECCLConfig.model_type:
+        return "eccl"
+    if model_type == "clip":
+        return "clip"
+    raise ValueError(f"{name} has model_type {model_type!r}: it must be 'clip' or 'eccl', or an adapter")
+
+
+__all__ = ["ECCLConfig", "checkpoint_kind"]

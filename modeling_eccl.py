@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-from transformers import CLIPModel, PreTrainedConfig, PreTrainedModel
+from transformers import CLIPModel, PreTrainedModel
 from transformers import initialization as init
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import BaseModelOutput
@@ -26,7 +26,7 @@ from transformers.models.clip.modeling_clip import (
 )
 from transformers.utils import ModelOutput
 
-from .configuration_eccl import ECCLConfig
+from .configuration_eccl import ECCLConfig, checkpoint_kind
 
 # Checkpoints of CLIP from before transformers 4.31 carry this end-of-text id, which no vocabulary of CLIP has there.
 _LEGACY_EOS_TOKEN_ID = 2
@@ -339,8 +339,10 @@ class ECCLModel(CLIPPreTrainedModel):
 
     @classmethod
     def _load_backbone(cls, name: str) -> PreTrainedModel:
-        model_type = PreTrainedConfig.get_config_dict(name)[0].get("model_type")
-        return (cls if model_type == ECCLConfig.model_type else CLIPModel).from_pretrained(name)
+        kind = checkpoint_kind(name)
+        if kind == "adapter":
+            raise ValueError(f"from_clip takes a CLIP or an ECCL model without prompts, {name} is an adapter")
+        return (cls if kind == "eccl" else CLIPModel).from_pretrained(name)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.text_model.embeddings.token_embedding

@@ -4,12 +4,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import nn
 from transformers import Pipeline
 from transformers.utils import logging
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+from .processing_eccl import list_images, read_image
 
 
 class TextToPersonRetrievalPipeline(Pipeline):
@@ -55,10 +55,7 @@ class TextToPersonRetrievalPipeline(Pipeline):
             ValueError: no images, or one that cannot be read; it is named.
         """
         if isinstance(images, (str, Path)):
-            folder = Path(images)
-            if not folder.is_dir():
-                raise ValueError(f"{folder} is not a folder")
-            images = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+            images = list_images(images)
         if not len(images):
             raise ValueError("there are no images to index")
         embeds, paths = [], []
@@ -122,14 +119,9 @@ def _read(images, indices: Iterable[int]) -> Iterator[tuple[Image.Image, str | N
             entry, path = entry["image"], entry.get("file_path")
         if isinstance(entry, (str, Path)):
             path = str(entry)
-            try:
-                with Image.open(entry) as image:
-                    entry = ImageOps.exif_transpose(image).convert("RGB")
-            except OSError as error:
-                raise ValueError(f"{path} cannot be read as an image: {error}") from error
-        if not isinstance(entry, Image.Image):
+        elif not isinstance(entry, Image.Image):
             raise ValueError(f"image {index} is a {type(entry).__name__}, it must be a path or a PIL image")
-        yield entry, path or getattr(entry, "filename", None) or None
+        yield read_image(entry), path or getattr(entry, "filename", None) or None
 
 
 __all__ = ["TextToPersonRetrievalPipeline"]

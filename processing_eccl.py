@@ -3,9 +3,12 @@
 import html
 import re
 import unicodedata
+from os import PathLike
+from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 from transformers import CLIPImageProcessorPil, CLIPTokenizer, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.image_utils import PILImageResampling
 from transformers.processing_utils import ProcessingKwargs
@@ -55,6 +58,46 @@ def _repair(match: re.Match) -> str:
         return match[0]
 
 
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+
+
+def list_images(folder: str | PathLike[str]) -> list[Path]:
+    """Lists all images below a folder, in the order of their paths.
+
+    Raises:
+        ValueError: `folder` is not a folder, or there is no image below it.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder")
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    if not paths:
+        raise ValueError(f"{folder} contains no images ({', '.join(IMAGE_SUFFIXES)})")
+    return paths
+
+
+def read_image(source: str | PathLike[str] | BinaryIO | Image.Image) -> Image.Image:
+    """Reads a picture as upright 8-bit RGB: the one way in which this project opens pictures.
+
+    The EXIF orientation is applied; other modes are converted by Pillow, which drops an alpha channel.
+
+    Args:
+        source: a path, an open binary file, or a PIL image, which is not changed.
+
+    Raises:
+        ValueError: the picture cannot be read; the message names the file.
+    """
+    name = source if isinstance(source, (str, PathLike)) else getattr(source, "filename", "") or "the image"
+    try:
+        if isinstance(source, Image.Image):
+            return ImageOps.exif_transpose(source).convert("RGB")
+        with Image.open(source) as image:
+            return ImageOps.exif_transpose(image).convert("RGB")
+    # Pillow's readers raise almost anything on malformed files: OSError, SyntaxError, struct.error, ...
+    except Exception as error:
+        raise ValueError(f"{name} cannot be read as an image: {error}") from error
+
+
 class ECCLImageProcessor(CLIPImageProcessorPil):
     """Bilinear resize to 384 x 128 (height x width), no crop, CLIP's mean and standard deviation.
 
@@ -72,7 +115,7 @@ class ECCLImageProcessor(CLIPImageProcessorPil):
     def convert_to_rgb(self, image, input_data_format=None):
         """Pillow's own conversion, as training uses it; transformers' would lay transparent pixels on white."""
         if isinstance(image, Image.Image):
-            return np.asarray(image.convert("RGB"))
+            return np.asarray(read_image(image))
         return super().convert_to_rgb(image, input_data_format=input_data_format)
 
 
@@ -143,4 +186,4 @@ class ECCLProcessor(ProcessorMixin):
         return super().__call__(images=images, text=text, **kwargs)
 
 
-__all__ = ["ECCLImageProcessor", "ECCLProcessor", "clean_caption"]
+__all__ = ["IMAGE_SUFFIXES", "ECCLImageProcessor", "ECCLProcessor", "clean_caption", "list_images", "read_image"]

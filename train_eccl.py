@@ -15,17 +15,18 @@ from transformers import CLIPTokenizer, HfArgumentParser, set_seed
 
 import eccl.dataset_scripts
 from eccl.configuration_eccl import ECCLConfig
-from eccl.data_eccl import CaptionPairs
 from eccl.dataset_scripts.annotations import SplitSize, size_differences
 from eccl.dataset_scripts.base import canonical_split
 from eccl.dataset_scripts.synthetic import LABELS_FILE
-from eccl.eval.reports import METRICS, Result
-from eccl.lora_eccl import attach_lora, count_parameters, merge_lora, save_adapter
-from eccl.model_card_eccl import Facts, make_model_card
+from eccl.eval.reports import published_rows
+from eccl.hub.adapter import attach_lora, count_parameters, merge_lora, save_adapter
+from eccl.hub.model_card import METRICS, Facts, Result, make_model_card
+from eccl.hub.publish import publish
 from eccl.modeling_eccl import ECCLModel
 from eccl.processing_eccl import ECCLProcessor
-from eccl.publish_eccl import publish
-from eccl.trainer_eccl import ECCLTrainer, ECCLTrainingArguments
+from eccl.training.arguments import ECCLTrainingArguments
+from eccl.training.pairs import CaptionPairs
+from eccl.training.trainer import ECCLTrainer
 
 _METHODS = {
     "lora": "A CLIP for images of people with deep coupled prompts and LoRA, trained with a triplet alignment loss and "
@@ -281,7 +282,7 @@ def save_result(
     facts: Facts,
 ) -> None:
     """Writes the model as anyone loads it, prompts in, LoRA merged, with its card; `adapter/` is what was trained."""
-    card = make_model_card(facts)
+    card = make_model_card(facts, {result.dataset: published_rows(result.dataset) for result in facts.results})
     if isinstance(model, PeftModel):
         save_adapter(model, output_dir / "adapter", arguments.init_from)
         (output_dir / "adapter" / "README.md").write_text(card, encoding="utf-8")

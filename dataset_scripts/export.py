@@ -18,7 +18,7 @@ from huggingface_hub import DatasetCardData, HfApi
 from huggingface_hub.errors import RepositoryNotFoundError
 
 from . import BENCHMARKS
-from .inspect import draw_contact_sheet, size_table
+from .describe import draw_contact_sheet, size_table
 from .synthetic import LABELS_FILE
 
 # Bytes of images in a shard: what the library itself aims at, and what memory an export takes twice.

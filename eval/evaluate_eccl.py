@@ -19,19 +19,20 @@ from accelerate import PartialState
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from eccl.data_eccl import SplitEmbeddings, embed_split
 from eccl.dataset_scripts import BENCHMARKS
 from eccl.dataset_scripts.annotations import SplitSize, size_differences
 from eccl.dataset_scripts.base import canonical_split
 from eccl.dataset_scripts.synthetic import LABELS_FILE
+from eccl.encoding_eccl import SplitEmbeddings, embed_split
 from eccl.eval.person_retrieval.person_retrieval import retrieval_metrics, score_embeddings
 from eccl.eval.pictures import choose_queries, draw_matching_curves, draw_rankings
-from eccl.eval.reports import DIRECTIONS, METRICS, Result, make_report, write_report
+from eccl.eval.reports import make_report, write_report
 from eccl.eval.reranking import rerank_blocks
-from eccl.gallery_eccl import load_model
-from eccl.losses_eccl import unit_rows
+from eccl.hub.loading import load_model
+from eccl.hub.model_card import DIRECTIONS, METRICS, Result
 from eccl.modeling_eccl import ECCLModel
 from eccl.processing_eccl import ECCLProcessor
+from eccl.training.losses import unit_rows
 
 
 def read_oracle(data_dir: str | Path, split: str) -> float | None:

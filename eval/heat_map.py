@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-from ..gallery_eccl import load_model
-from ..losses_eccl import unit_rows
+from ..hub.loading import load_model
 from ..modeling_eccl import ECCLModel
-from ..processing_eccl import ECCLProcessor, clean_caption
+from ..processing_eccl import ECCLProcessor, clean_caption, read_image
+from ..training.losses import unit_rows
 
 _HEIGHT, _GAP, _TEXT_HEIGHT = 480, 16, 30
 
@@ -90,8 +90,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--output", default="heat_map.png", help="the picture to write")
     options = parser.parse_args(arguments)
     try:
-        with Image.open(options.image) as image:
-            image = image.convert("RGB")
+        image = read_image(options.image)
         scores = patch_scores(*load_model(options.model), image, options.sentence, options.phrase)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-from ..gallery_eccl import draw_matches
+from ..utils.sheets import draw_ranked_images
 
 _RANKS = 10
 # Lines are drawn at twice the size and reduced, for smooth edges.
@@ -55,7 +55,7 @@ def draw_rankings(
         found = [(Path(gallery_files[image]), hit) for image, hit in zip(best, right, strict=True)]
         pictured.append((f"[{kind}] {captions[query]}", found))
         scores.append(row[best].tolist())
-    return draw_matches(pictured, scores=scores)
+    return draw_ranked_images(pictured, scores=scores)
 
 
 def draw_matching_curves(first_ranks: dict[str, np.ndarray], max_rank: int = 50) -> Image.Image:

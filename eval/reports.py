@@ -1,69 +1,15 @@
 """What an evaluation says: tables with the published figures beside, JSON, and the block for a model card."""
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 
 import yaml
-from huggingface_hub import EvalResult
 from huggingface_hub.repocard_data import eval_results_to_model_index
 
-METRICS = {"rank1": "Rank-1", "rank5": "Rank-5", "rank10": "Rank-10", "mAP": "mAP", "mINP": "mINP"}
-DIRECTIONS = {"text_to_image": "text to image", "image_to_text": "image to text"}
+from ..hub.model_card import DIRECTIONS, METRICS, Result, format_table, to_eval_results
+
 _PUBLISHED = Path(__file__).parent / "published_results.json"
-_CELL = len("100.00")
-_TASK = "text-to-image-person-retrieval"
-
-
-@dataclass
-class Result:
-    """The figures of a model on a split.
-
-    Args:
-        model: as it was named.
-        dataset, data_dir, split: what it was scored on.
-        direction: `text_to_image` or `image_to_text`.
-        reranked: whether by visual neighbours.
-        queries, gallery: how many of each.
-        metrics: `rank1` and so on, in percent.
-        differs: how the split differs from the published one; empty where it does not, or nothing was published.
-        label: what stands in tables in place of the model.
-    """
-
-    model: str
-    dataset: str
-    data_dir: str
-    split: str
-    direction: str
-    reranked: bool
-    queries: int
-    gallery: int
-    metrics: dict[str, float]
-    differs: list[str] = field(default_factory=list)
-    label: str | None = None
-
-    @property
-    def name(self) -> str:
-        name = self.label or self.model
-        return f"{name} (re-ranked)" if self.reranked else name
-
-
-def format_table(rows: dict[str, dict[str, float | None]]) -> str:
-    """A Markdown table, a row a method, `-` for figures that are not there."""
-    width = max(len("method"), *map(len, rows))
-    widths = [max(_CELL, len(title)) for title in METRICS.values()]
-    titles = [title.ljust(size) for title, size in zip(METRICS.values(), widths, strict=True)]
-    lines = [
-        f"| {'method'.ljust(width)} | {' | '.join(titles)} |",
-        f"|{'-' * (width + 2)}|{'|'.join('-' * (size + 1) + ':' for size in widths)}|",
-    ]
-    for name, figures in rows.items():
-        cells = []
-        for metric, title in METRICS.items():
-            value = figures.get(metric)
-            cells.append(("-" if value is None else f"{value:.2f}").rjust(max(_CELL, len(title))))
-        lines.append(f"| {name.ljust(width)} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
 
 
 def published_rows(dataset: str) -> dict[str, dict[str, float | None]]:
@@ -110,24 +56,6 @@ def make_report(results: list[Result], before: dict[str, float] | None = None, o
                 )
         sections.append("\n\n".join([*lines, format_table(rows)]))
     return "\n\n".join(sections)
-
-
-def to_eval_results(results: list[Result]) -> list[EvalResult]:
-    """The entries of a model card for what was measured, a metric each."""
-    return [
-        EvalResult(
-            task_type=_TASK,
-            task_name=f"Person retrieval, {DIRECTIONS[result.direction]}",
-            dataset_type=result.dataset,
-            dataset_name=result.dataset,
-            dataset_split=result.split,
-            metric_type=metric,
-            metric_name=title + (" (re-ranked)" if result.reranked else ""),
-            metric_value=round(result.metrics[metric], 4),
-        )
-        for result in results
-        for metric, title in METRICS.items()
-    ]
 
 
 def make_model_index(results: list[Result]) -> str:

@@ -3,7 +3,7 @@ import torch
 from transformers import CLIPConfig, CLIPModel
 
 from eccl.configuration_eccl import ECCLConfig
-from eccl.lora_eccl import attach_lora, count_parameters
+from eccl.hub.adapter import attach_lora, count_parameters
 from eccl.modeling_eccl import ECCLModel, resize_position_grid
 from helpers import tiny_config
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from eccl.gallery_eccl import Gallery, load_model
+from eccl.hub.loading import load_model
 from eccl.modeling_eccl import ECCLModel
 from eccl.pipeline_eccl import TextToPersonRetrievalPipeline
 from eccl.processing_eccl import ECCLProcessor
@@ -25,14 +25,20 @@ def search():
     return TextToPersonRetrievalPipeline(model=model, processor=processor, device="cpu")
 
 
-def test_it_finds_what_the_gallery_finds(search, make_raw):
-    root, _ = make_raw()
+def test_it_ranks_by_cosine(search, make_raw):
+    root, records = make_raw()
     assert search.index(root / "imgs", batch_size=4, progress=False) is search
-    gallery = Gallery.from_folder(search.model, search.processor, root / "imgs")
     for sentence in SENTENCES:
-        found, expected = search(sentence, top_k=4), gallery.search(sentence, top_k=4)
-        assert [entry["path"] for entry in found] == [str(match.path) for match in expected]
-        assert [entry["score"] for entry in found] == pytest.approx([match.score for match in expected], abs=1e-5)
+        scores = {}
+        for record in records:
+            path = root / "imgs" / record["file_path"]
+            inputs = search.processor(images=Image.open(path), text=[sentence], return_tensors="pt")
+            with torch.no_grad():
+                output = search.model(**inputs)
+            scores[str(path)] = torch.cosine_similarity(output.text_embeds, output.image_embeds).item()
+        found, expected = search(sentence, top_k=4), sorted(scores, key=scores.get, reverse=True)[:4]
+        assert [entry["path"] for entry in found] == expected
+        assert [entry["score"] for entry in found] == pytest.approx([scores[path] for path in expected], abs=1e-5)
         assert [search.paths[entry["index"]] for entry in found] == [entry["path"] for entry in found]
 
 

@@ -1,0 +1,46 @@
+"""Loading a checkpoint of any kind: a merged model, an adapter, or a plain CLIP."""
+
+from os import PathLike
+
+import torch
+from peft import PeftConfig
+from transformers import CLIPTokenizer
+
+from ..configuration_eccl import checkpoint_kind
+from ..modeling_eccl import ECCLModel
+from ..processing_eccl import ECCLProcessor
+from .adapter import load_adapter, merge_lora
+
+
+def load_model(name: str | PathLike[str], base: str | None = None) -> tuple[ECCLModel, ECCLProcessor]:
+    """Loads a model and its processor with this package's own classes: no code of the checkpoint runs.
+
+    Args:
+        name: local folder or Hub id of a merged model, an adapter, or a plain CLIP, which gets person-shaped images.
+        base: local folder or Hub id of the model that an adapter was trained on; by default the adapter names it.
+
+    Returns:
+        The model in float32 and evaluation mode, on the GPU if there is one, and its processor.
+
+    Raises:
+        ValueError: the checkpoint is of another kind, or an adapter that names no base.
+        OSError: there is no such folder or Hub repository.
+    """
+    name = str(name)
+    kind = checkpoint_kind(name)
+    if kind == "adapter":
+        model = merge_lora(load_adapter(name, base))
+        tokenizer = CLIPTokenizer.from_pretrained(base or PeftConfig.from_pretrained(name).base_model_name_or_path)
+        processor = ECCLProcessor.for_model(model.config, tokenizer)
+    elif kind == "clip":
+        model = ECCLModel.from_clip(name, num_prompt_tokens=0)
+        processor = ECCLProcessor.for_model(model.config, CLIPTokenizer.from_pretrained(name))
+    else:
+        model = ECCLModel.from_pretrained(name, dtype=torch.float32)
+        processor = ECCLProcessor.from_pretrained(name)
+    if torch.cuda.is_available():
+        model = model.cuda()
+    return model.eval(), processor
+
+
+__all__ = ["load_model"]

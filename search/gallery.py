@@ -1,0 +1,47 @@
+"""Searches a folder of person images with a sentence.
+
+python -m eccl.search.gallery --model DIR --images FOLDER --query "a woman in a red coat" --output found.png
+"""
+
+from pathlib import Path
+
+from ..utils.command_line import CommandParser, add_shared_option, command, say
+
+
+def make_parser() -> CommandParser:
+    parser = CommandParser("python -m eccl.search.gallery", __doc__)
+    add_shared_option(parser, "model")
+    parser.add_argument("--images", required=True, help="folder with images, searched with all its subfolders")
+    parser.add_argument("--query", required=True, help="sentence that describes a person")
+    parser.add_argument("--top_k", type=int, default=10, help="number of images to find")
+    add_shared_option(parser, "batch_size")
+    add_shared_option(parser, "output")
+    return parser
+
+
+@command
+def main(arguments: list[str]) -> None:
+    options = make_parser().parse_args(arguments)
+    say(f"loading {options.model}")
+    # Imported here, so that --help and a mistake in the arguments answer at once.
+    from ..hub.loading import load_model
+    from ..pipeline_eccl import TextToPersonRetrievalPipeline
+    from ..processing_eccl import list_images
+    from ..utils.sheets import draw_ranked_images
+
+    if not options.query.strip():
+        raise ValueError("--query is empty: it must be a sentence")
+    paths = list_images(options.images)
+    model, processor = load_model(options.model)
+    search = TextToPersonRetrievalPipeline(model=model, processor=processor, device=model.device)
+    found = search.index(paths, batch_size=options.batch_size)(options.query, top_k=options.top_k)
+    print(f'"{options.query}" among {len(paths)} images:')
+    for rank, match in enumerate(found, start=1):
+        print(f"{rank:3}  {match['score']:.3f}  {match['path']}")
+    if options.output:
+        draw_ranked_images([(options.query, [(Path(match["path"]), None) for match in found])]).save(options.output)
+        print(f"picture: {options.output}")
+
+
+if __name__ == "__main__":
+    main()

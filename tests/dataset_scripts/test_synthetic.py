@@ -1,0 +1,209 @@
+import hashlib
+import json
+import random
+
+import datasets
+import numpy as np
+import pytest
+
+import eccl.dataset_scripts  # noqa: F401  (registers the builders)
+from eccl.dataset_scripts.cuhk_pedes import CuhkPedes
+from eccl.dataset_scripts.synthetic import LABELS_FILE, SyntheticBenchmark, write_benchmark
+from eccl.dataset_scripts.synthetic import __main__ as generate_command
+from eccl.dataset_scripts.synthetic.__main__ import main
+from eccl.dataset_scripts.synthetic.captions import make_caption
+from eccl.dataset_scripts.synthetic.drawing import draw_person, sample_appearance
+from eccl.dataset_scripts.synthetic.people import ATTRIBUTES, attribute_labels, oracle_rank1, sample_person
+
+SMALL = {"train_ids": 3, "val_ids": 2, "test_ids": 2, "images_per_id": 2}
+
+
+def digest(folder):
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return [(str(path.relative_to(folder)), hashlib.sha256(path.read_bytes()).hexdigest()) for path in files]
+
+
+@pytest.mark.parametrize("layout", ["cuhk_pedes", "icfg_pedes", "rstpreid"])
+@pytest.mark.parametrize("domain", ["source", "target"])
+def test_each_layout_is_written_as_its_builder_reads_it(tmp_path, layout, domain):
+    sizes = SMALL | ({"val_ids": 0, "captions_per_image": 1} if layout == "icfg_pedes" else {})
+    report = write_benchmark(SyntheticBenchmark(layout, domain=domain, **sizes), tmp_path / "set", num_workers=1)
+    for name in (layout, "synthetic_pedes"):
+        splits = datasets.load_dataset(name, data_dir=str(tmp_path / "set"))
+        for split, rows in splits.items():
+            captions = sum(map(len, rows["captions"]))
+            expected = {"ids": len(set(rows["person_id"])), "images": len(rows), "captions": captions}
+            assert report["counts"][split] == expected
+            assert all(row["image"].size == (128, 384) and row["image"].format == "JPEG" for row in rows)
+        people = [set(rows["person_id"]) for rows in splits.values()]
+        assert len(set.union(*people)) == sum(map(len, people))
+
+
+def test_the_seed_decides_every_byte(tmp_path):
+    for name, seed, workers in (("a", 4, 1), ("b", 4, 2), ("c", 5, 1)):
+        write_benchmark(SyntheticBenchmark("cuhk_pedes", seed=seed, **SMALL), tmp_path / name, num_workers=workers)
+    assert digest(tmp_path / "a") == digest(tmp_path / "b")
+    assert not {sha for _, sha in digest(tmp_path / "a")} & {sha for _, sha in digest(tmp_path / "c")}
+
+
+def test_the_same_benchmark_is_kept_and_another_folder_is_not_touched(tmp_path, capsys):
+    sizes = ("--train_ids", "--val_ids", "--test_ids", "--images_per_id", "--num_workers")
+    arguments = ["--layout", "rstpreid", *(word for size in sizes for word in (size, "1"))]
+    main([*arguments, "--output_dir", str(tmp_path / "set")])
+    assert "oracle Rank-1 100.0%" in capsys.readouterr().out
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "set").rglob("*")}
+    main([*arguments, "--output_dir", str(tmp_path / "set")])
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "set").rglob("*")}
+    with pytest.raises(SystemExit):
+        main([*arguments, "--seed", "9", "--output_dir", str(tmp_path / "set")])
+    assert "is not empty" in capsys.readouterr().err
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "set").rglob("*")}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"layout": "market"}, "layout is 'market'"),
+        ({"domain": "mars"}, "domain is 'mars'"),
+        ({"train_ids": -1}, "train_ids is -1"),
+        ({"images_per_id": 0}, "images_per_id is 0"),
+        ({"layout": "icfg_pedes", "val_ids": 5}, "val_ids is 5"),
+        ({"mentions": 0}, "mentions is 0"),
+        ({"nuisance": -1}, "nuisance is -1"),
+        ({"images": (299, 200, 600)}, "train has 300 ids, 299 images and 598 captions"),
+        ({"captions": (2400, 100, 1200)}, "val has 50 ids, 200 images and 100 captions"),
+    ],
+)
+def test_bad_arguments_are_named(changes, message):
+    with pytest.raises(ValueError, match=message):
+        SyntheticBenchmark(**({"layout": "cuhk_pedes"} | changes))
+
+
+def test_the_oracle_equals_counting_compatible_images():
+    rng = random.Random(0)
+    people = [sample_person(rng) for _ in range(40)]
+    images = [rng.randint(1, 4) for _ in people]
+    queries = []
+    for _ in range(100):
+        queries.append((rng.randrange(40), rng.sample(list(ATTRIBUTES), rng.randint(0, 4))))
+    expected = 0.0
+    for own, names in queries:
+        fits = [all(person[name] == people[own][name] for name in names) for person in people]
+        expected += images[own] / sum(count for count, fit in zip(images, fits, strict=True) if fit)
+    assert oracle_rank1(people, images, queries) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("domain", ["source", "target"])
+def test_the_benchmark_is_neither_trivial_nor_impossible(domain):
+    rng = random.Random(7)
+    people = [sample_person(rng) for _ in range(150)]
+    queries = [(index, make_caption(person, domain, rng)[1]) for index, person in enumerate(people) for _ in range(8)]
+    assert 95 < oracle_rank1(people, [4] * 150, queries) < 99
+    assert 7 < np.mean([len(names) for _, names in queries]) < 9
+
+
+def test_captions_say_what_they_claim_and_nothing_of_what_is_absent():
+    rng = random.Random(3)
+    for _ in range(300):
+        person = sample_person(rng)
+        caption, names = make_caption(person, "source", rng)
+        assert caption[0].isupper() and caption.endswith(".") and "{" not in caption and "  " not in caption
+        assert len(caption.split()) >= 4
+        assert not (person["bag"] == "none" and "bag" in names) and not (person["hat"] == "none" and "hat" in names)
+        if "upper_colour" in names and person["upper_colour"] in ("green", "black", "blue"):
+            assert person["upper_colour"] in caption.lower()
+        if "gender" in names:
+            words = caption.lower().replace(".", "").replace(",", "").split()
+            other = (
+                {"man", "guy", "male", "he", "his"} if person["gender"] == "woman" else {"woman", "lady", "she", "her"}
+            )
+            assert not other & set(words)
+
+
+def test_a_person_looks_alike_in_all_pictures_and_pictures_differ():
+    rng = random.Random(1)
+    person = sample_person(rng) | {
+        "upper": "coat",
+        "upper_colour": "red",
+        "upper_pattern": "plain",
+        "lower": "trousers",
+    }
+    appearance = sample_appearance(person, "source", rng)
+    pictures = [np.asarray(draw_person(person, appearance, "source", rng), dtype=float) for _ in range(12)]
+    assert all(picture.shape == (384, 128, 3) for picture in pictures)
+    # The chest is red in all of them, whatever the light, the side and the place.
+    chests = np.array([picture[130:190, 50:78].mean((0, 1)) for picture in pictures])
+    assert (chests[:, 0] > 1.4 * chests[:, 1]).mean() > 0.7
+    assert len({picture.tobytes() for picture in pictures}) == 12
+
+
+def test_labels_tell_what_was_drawn_and_said(tmp_path):
+    write_benchmark(SyntheticBenchmark("cuhk_pedes", **SMALL), tmp_path / "set", num_workers=1)
+    known = json.loads((tmp_path / "set" / LABELS_FILE).read_text())
+    records = json.loads((tmp_path / "set" / "reid_raw.json").read_text())
+    assert all("mentioned" not in record for record in records)
+    for record in records:
+        labels = known["people"][str(record["id"])]
+        person = {
+            name: values[label] for (name, values), label in zip(known["attributes"].items(), labels, strict=True)
+        }
+        assert attribute_labels(person) == labels
+        assert len(known["mentioned"][record["file_path"]]) == len(record["captions"])
+        for caption, names in zip(record["captions"], known["mentioned"][record["file_path"]], strict=True):
+            if "upper" in names and person["upper"] == "hoodie":
+                assert "hood" in caption
+
+
+def test_exact_totals_are_spread_evenly(tmp_path):
+    benchmark = SyntheticBenchmark(
+        "cuhk_pedes", train_ids=3, val_ids=1, test_ids=2, images=(7, 1, 3), captions=(15, 1, 4)
+    )
+    report = write_benchmark(benchmark, tmp_path / "set", num_workers=1)
+    assert report["counts"]["train"] == {"ids": 3, "images": 7, "captions": 15}
+    assert report["counts"]["test"] == {"ids": 2, "images": 3, "captions": 4}
+    rows = datasets.load_dataset("cuhk_pedes", data_dir=str(tmp_path / "set"), split="train")
+    assert rows["person_id"] == [0, 0, 0, 1, 1, 2, 2]
+    assert list(map(len, rows["captions"])) == [3, 2, 2, 2, 2, 2, 2]
+    # Kept as it is on a second call, although JSON has no tuples.
+    assert write_benchmark(benchmark, tmp_path / "set") == report
+
+
+def test_the_size_of_cuhk_is_cuhks_own(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(generate_command, "write_benchmark", lambda benchmark, *_: drawn.append(benchmark) or NO_REPORT)
+    main(["--size", "cuhk", "--output_dir", "somewhere"])
+    assert drawn[0].counts == CuhkPedes.BUILDER_CONFIGS[0].layout.published_sizes
+    main(["--size", "cuhk", "--output_dir", "somewhere", "--train_ids", "20"])
+    assert drawn[1].counts == {"train": (20, 80, 160), "val": (1000, 4000, 8000), "test": (1000, 4000, 8000)}
+    main(["--layout", "icfg_pedes", "--size", "medium", "--output_dir", "somewhere"])
+    assert drawn[2].counts == {"train": (3000, 12000, 12000), "val": (0, 0, 0), "test": (500, 2000, 2000)}
+    with pytest.raises(SystemExit):
+        main(["--layout", "icfg_pedes", "--size", "cuhk", "--output_dir", "somewhere"])
+
+
+NO_REPORT = {"counts": {}, "oracle_rank1": {}}
+
+
+def test_fewer_mentions_make_it_harder_for_the_oracle():
+    oracles = []
+    for mentions in (0.3, 0.6, 1.0):
+        rng = random.Random(7)
+        people = [sample_person(rng) for _ in range(150)]
+        queries = [(i, make_caption(person, "source", rng, mentions)[1]) for i, person in enumerate(people * 4)]
+        oracles.append(oracle_rank1(people, [4] * 150, [(i % 150, names) for i, names in queries]))
+    assert oracles[0] < oracles[1] - 10 and oracles[1] < oracles[2] - 5
+
+
+def test_less_nuisance_makes_photographs_alike():
+    differences = []
+    for nuisance in (0.0, 1.0, 2.0):
+        rng = random.Random(1)
+        person = sample_person(rng)
+        appearance = sample_appearance(person, "target", rng)
+        pictures = [np.asarray(draw_person(person, appearance, "target", rng, nuisance), float) for _ in range(16)]
+        # Of brightness and sharpness, which backgrounds and poses change little.
+        means = [picture.mean() for picture in pictures]
+        edges = [np.abs(np.diff(picture, axis=1)).mean() for picture in pictures]
+        differences.append((np.std(means), np.std(edges)))
+    assert differences[0][0] < differences[1][0] < differences[2][0]
+    assert differences[0][1] < differences[1][1]

@@ -1,0 +1,168 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import hub_check
+import pytest
+import yaml
+from hub_server import LoopbackHub
+from huggingface_hub import ModelCard, constants
+
+from eccl.eval.reports import published_rows
+from eccl.hub import publish as publish_module
+from eccl.hub.model_card import Facts, Result, make_model_card
+from eccl.hub.publish import kind_of, publish
+from helpers import ROOT
+
+BACKBONE = ROOT / "assets" / "synthetic-backbone"
+
+PUBLISHED = {name: published_rows(name) for name in ("cuhk_pedes", "rstpreid")}
+
+
+@pytest.fixture
+def hub():
+    hub = LoopbackHub()
+    yield hub
+    hub.close()
+
+
+def push(hub, folder, name, *more):
+    """In a process of its own: the client reads where the Hub is when it is imported."""
+    environment = {key: value for key, value in os.environ.items() if key != "HF_HUB_OFFLINE"}
+    environment |= {"HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_loopback", "HF_HUB_DISABLE_XET": "1"}
+    command = [sys.executable, "-m", "eccl.hub.publish", str(folder), name, *more]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+
+
+def content(folder):
+    return {path.name: path.read_bytes() for path in Path(folder).iterdir() if path.is_file()}
+
+
+def test_a_push_sends_every_file_and_can_be_repeated_after_it_broke(hub):
+    before = content(BACKBONE)
+    # The client tries a failed commit again a few times: more often than that, and the push breaks.
+    hub.fail_commits = 100
+    broken = push(hub, BACKBONE, "me/backbone")
+    assert broken.returncode == 1 and broken.stderr.splitlines()[-1].startswith("error: me/backbone could not be")
+    assert set(hub.files("model", "me/backbone")) == {".gitattributes"} and content(BACKBONE) == before
+    hub.fail_commits = 0
+    done = push(hub, BACKBONE, "backbone", "--private")
+    assert done.stdout == "published: me/backbone\n"
+    files = dict(hub.files("model", "me/backbone"))
+    assert files.pop(".gitattributes") == b"" and files == before
+    # Once more: nothing new to send, and nothing lost.
+    assert push(hub, BACKBONE, "me/backbone").returncode == 0
+    assert set(hub.files("model", "me/backbone")) == {".gitattributes", *before}
+
+
+def test_a_name_without_rights_gives_the_servers_reason_in_a_line(hub):
+    hub.forbidden.add("them/backbone")
+    done = push(hub, BACKBONE, "them/backbone")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == (
+        "error: them/backbone could not be published: You don't have the rights to create them/backbone"
+    )
+
+
+def test_a_hub_that_is_not_there_is_said_in_a_line(hub):
+    hub.close()
+    done = push(hub, BACKBONE, "me/backbone")
+    assert done.returncode == 1 and "error: me/backbone could not be published: " in done.stderr.splitlines()[-1]
+
+
+def test_what_a_run_leaves_beside_is_not_sent(hub, tmp_path):
+    for name, data in content(BACKBONE).items():
+        (tmp_path / name).write_bytes(data)
+    (tmp_path / "checkpoint-3").mkdir()
+    (tmp_path / "checkpoint-3" / "optimizer.pt").write_bytes(b"x")
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
+    assert push(hub, tmp_path, "me/run", "--private").returncode == 0
+    sent = hub.files("model", "me/run")
+    assert "adapter/adapter_config.json" in sent and not any("checkpoint" in name for name in sent)
+    assert hub.repositories["model", "me/run"]["private"]
+
+
+def test_a_folder_is_what_is_in_it(tmp_path):
+    assert kind_of(BACKBONE) == "model"
+    assert kind_of(ROOT / "eval" / "person_retrieval") == "space"
+    (tmp_path / "set" / "data").mkdir(parents=True)
+    (tmp_path / "set" / "README.md").write_text("x")
+    assert kind_of(tmp_path / "set") == "dataset"
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"is incomplete: adapter_model.safetensors, config.json is missing"):
+        kind_of(tmp_path / "adapter")
+    for name, data in content(BACKBONE).items():
+        if name != "pipeline_eccl.py":
+            (tmp_path / name).write_bytes(data)
+    with pytest.raises(ValueError, match=r"is incomplete: pipeline_eccl.py is missing"):
+        kind_of(tmp_path)
+    with pytest.raises(ValueError, match="holds no model"):
+        kind_of(ROOT / "docs")
+    with pytest.raises(ValueError, match="nowhere is not a folder"):
+        publish(tmp_path / "nowhere", "me/x")
+    with pytest.raises(SystemExit, match=r"error: .*docs holds no model"):
+        publish_module.main([str(ROOT / "docs"), "me/x"])
+
+
+def test_offline_means_offline():
+    assert constants.HF_HUB_OFFLINE
+    with pytest.raises(RuntimeError, match=r"could not be published: .*offline mode"):
+        publish(BACKBONE, "me/backbone")
+
+
+@pytest.mark.slow
+def test_everything_that_is_published_loads_by_name(tmp_path):
+    """`make hub-check`."""
+    assert [row for row in hub_check.check(tmp_path) if row[1] > row[2]] == []
+
+
+# -- Cards
+
+
+def a_result(**changes):
+    metrics = {"rank1": 61.25, "rank5": 80.0, "rank10": 90.0, "mAP": 50.5, "mINP": 30.0}
+    values = {"model": "m", "dataset": "rstpreid", "data_dir": "/data", "split": "test", "direction": "text_to_image"}
+    values |= {"reranked": False, "queries": 2000, "gallery": 1000, "metrics": metrics}
+    return Result(**(values | changes))
+
+
+def test_a_card_holds_what_was_measured_and_marks_what_was_published():
+    facts = Facts(
+        "me/eccl", "openai/clip-vit-base-patch16", "A method.", "rstpreid train: 3 ids", {"seed": 7}, 90.0, "1 x CPU",
+        [a_result()], "the best epoch on val",
+    )  # fmt: skip
+    text = make_model_card(facts, PUBLISHED)
+    card = ModelCard(text)
+    assert card.data.base_model == "openai/clip-vit-base-patch16" and card.data.license == "other"
+    entry = yaml.safe_load(text.split("---")[1])["model-index"][0]["results"][0]
+    assert entry["dataset"] == {"name": "rstpreid", "type": "rstpreid", "split": "test"}
+    assert {metric["type"]: metric["value"] for metric in entry["metrics"]} == a_result().metrics
+    assert "| me/eccl, measured" in text and "| ECCL (published)" in text and "69.60" in text
+    assert "- seed: 7" in text and "- Took: 1.5 minutes" in text and "- Chosen: the best epoch on val" in text
+    assert "must not be used to identify" in text and "https://github.com/hhh10/ECCL" in text
+    # The model index has no figure of anyone else.
+    assert "69.6" not in text.split("---")[1]
+
+
+def test_a_card_says_nothing_that_is_not_known(tmp_path):
+    text = make_model_card(Facts("mine", str(tmp_path), "Converted."))
+    data = yaml.safe_load(text.split("---")[1])
+    assert "model-index" not in data and "base_model" not in data and str(tmp_path) not in text
+    assert "## Training" not in text and "## Results" not in text and "(published)" not in text
+    val = make_model_card(Facts("mine", None, "Trained.", "x", results=[a_result(split="val")]), PUBLISHED)
+    assert "(published)" not in val and "random weights" in val
+    other = make_model_card(
+        Facts("mine", None, "Trained.", "x", results=[a_result(differs=["test has 3 ids"])]), PUBLISHED
+    )
+    assert "This is not the published data set, so they do not compare: test has 3 ids." in other
+
+
+def test_the_publication_of_an_adapter_needs_its_configuration(tmp_path):
+    (tmp_path / "adapter_config.json").write_text(json.dumps({}))
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"")
+    (tmp_path / "config.json").write_text("{}")
+    assert kind_of(tmp_path) == "model"

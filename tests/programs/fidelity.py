@@ -1,0 +1,388 @@
+"""What of this project agrees with the published code, and how closely: `make fidelity` prints it, the tests hold it.
+
+`python tests/programs/fidelity.py [FOLDER]` reads the reference numbers from another folder with the layout of
+`tests/goldens/`; the model in it may have any shape.
+"""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import contextlib
+import io
+import json
+import math
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import transformers
+from golden_run import run_golden_steps
+from PIL import Image, ImageOps
+from safetensors.torch import load_file
+
+from eccl.eval.person_retrieval.person_retrieval import score_embeddings
+from eccl.hub.convert import convert_checkpoint
+from eccl.modeling_eccl import ECCLModel
+from eccl.processing_eccl import ECCLImageProcessor, ECCLProcessor
+from eccl.training.arguments import ECCLTrainingArguments, epoch_factor
+from eccl.training.losses import (
+    cross_modal_projection_matching_loss,
+    identity_classification_loss,
+    image_text_contrastive_loss,
+    similarity_distribution_matching_loss,
+    triplet_alignment_loss,
+)
+from eccl.training.memory import CrossModalMemory
+from helpers import GOLDENS, clip_tokenizer
+
+VALUES, GRADIENTS, POINTS, EXACT = 1e-5, 1e-4, 1e-4, 0.0
+
+
+class Row(NamedTuple):
+    """A quantity, what it was compared on, its worst difference, and the most that it may be."""
+
+    quantity: str
+    compared_on: str
+    difference: float
+    tolerance: float
+
+
+def relative_difference(ours: torch.Tensor, reference: torch.Tensor) -> float:
+    """The largest difference, relative to the largest entry of the reference; absolute where that is 0.
+
+    A NaN on either side is an infinite difference: `max` over several would lose it.
+    """
+    if ours.shape != reference.shape:
+        raise ValueError(f"ours has the shape {tuple(ours.shape)}, the reference {tuple(reference.shape)}")
+    scale = reference.abs().max().item()
+    difference = (ours.double() - reference.double()).abs().max().item() / (scale or 1.0)
+    return difference if math.isfinite(difference) else math.inf
+
+
+class Goldens:
+    """The reference numbers of one shape."""
+
+    def __init__(self, folder: Path = GOLDENS):
+        self.folder = folder
+        self.settings = json.loads((folder / "golden.json").read_text())
+        self.shape = self.settings["config"]
+        self.train = load_file(folder / "train.safetensors")
+        self.losses = load_file(folder / "losses.safetensors")
+        self.metrics = load_file(folder / "metrics.safetensors")
+
+    def model(self, name: str) -> ECCLModel:
+        """A checkpoint file as a model, with the first prompts where the file has none."""
+        sizes = tuple(self.shape["img"]), self.shape["n_ctx"], self.shape["depth"], self.shape["alpha"]
+        model = convert_checkpoint(self.folder / name, *sizes)
+        if name.startswith("eccl_"):
+            return model
+        start = load_file(self.folder / "prompts_init.safetensors")
+        deeper = range(self.shape["depth"] - 1)
+        texts = [start["ctx"], *(start[f"compound_prompts_text.{index}"] for index in deeper)]
+        maps = ["proj", *(f"compound_prompt_projections.{index}" for index in deeper)]
+        state = {"text_prompts": torch.stack(texts)}
+        for index, name in enumerate(maps):
+            state |= {f"projections.{index}.{part}": start[f"{name}.{part}"] for part in ("weight", "bias")}
+        model.prompt_learner.load_state_dict(state)
+        return model
+
+
+def _classification(image: torch.Tensor, text: torch.Tensor, case: dict[str, torch.Tensor]) -> torch.Tensor:
+    logits = (features @ case["classifier_weight"].T + case["classifier_bias"] for features in (image, text))
+    return identity_classification_loss(*logits, case["pids"])
+
+
+OBJECTIVES: dict[str, Callable] = {
+    "tal": lambda image, text, case: triplet_alignment_loss(image, text, case["pids"]),
+    "tal_tau05": lambda image, text, case: triplet_alignment_loss(image, text, case["pids"], 0.05, 0.1),
+    "sdm": lambda image, text, case: similarity_distribution_matching_loss(image, text, case["pids"]),
+    "sdm_image_ids": lambda image, text, case: similarity_distribution_matching_loss(
+        image, text, case["pids"], image_ids=case["image_ids"]
+    ),
+    "itc": lambda image, text, case: image_text_contrastive_loss(image, text),
+    "cmpm": lambda image, text, case: cross_modal_projection_matching_loss(image, text, case["pids"]),
+    "id": _classification,
+}
+# temperature, momentum and eps of the memories in losses.safetensors
+MEMORIES = {"identity_memory": (0.03, 0.1, 0.0), "instance_memory": (0.015, 0.2, 1e-8)}
+
+
+def _cases(goldens: Goldens) -> Iterator[dict[str, torch.Tensor]]:
+    for case in ("0", "1", "2"):
+        prefix = f"{case}."
+        yield {name.removeprefix(prefix): value for name, value in goldens.losses.items() if name.startswith(prefix)}
+
+
+def check_objectives(goldens: Goldens) -> Iterator[Row]:
+    for name, objective in OBJECTIVES.items():
+        values, gradients = [], []
+        for case in _cases(goldens):
+            features = [case[f"{kind}_features"].clone().requires_grad_() for kind in ("image", "text")]
+            loss = objective(*features, case)
+            values.append(relative_difference(loss.detach()[None], case[f"{name}.loss"]))
+            for ours, reference in zip(torch.autograd.grad(loss, features), ("image", "text"), strict=True):
+                reference = case[f"{name}.grad_{reference}"]
+                # One person in the batch: the published gradient of TAL is NaN, ours is 0.
+                only_one_person = name.startswith("tal") and case["pids"].unique().numel() == 1
+                reference = torch.zeros_like(reference) if only_one_person else reference
+                gradients.append(relative_difference(ours, reference))
+        yield Row(f"loss {name}", "3 batches", max(values), VALUES)
+        yield Row(f"loss {name}, gradients", "3 batches, images and texts", max(gradients), GRADIENTS)
+
+
+def check_memories(goldens: Goldens) -> Iterator[Row]:
+    for kind, (temperature, momentum, eps) in MEMORIES.items():
+        values, gradients, rows_after = [], [], []
+        for case in _cases(goldens):
+            rows, written = case[f"{kind}.rows"], case[f"{kind}.target_rows"]
+            owners = case.get(f"{kind}.row_pids", torch.arange(len(rows)))
+            memory = CrossModalMemory(rows, rows, owners, temperature, momentum, eps)
+            query = case["image_features"].clone().requires_grad_()
+            loss, _ = memory(query, case["text_features"], owners[written])
+            values.append(relative_difference(loss.detach()[None], case[f"{kind}.loss"]))
+            gradients.append(relative_difference(torch.autograd.grad(loss, query)[0], case[f"{kind}.grad_query"]))
+            memory.update(case["image_features"], case["text_features"], written)
+            rows_after.append(relative_difference(memory.text_rows, case[f"{kind}.rows_after"]))
+        name = kind.replace("_", " ")
+        yield Row(f"{name}, loss", "3 batches", max(values), VALUES)
+        yield Row(f"{name}, gradient", "3 batches", max(gradients), GRADIENTS)
+        yield Row(f"{name}, rows after an update", "3 batches, rows written up to 12 times", max(rows_after), VALUES)
+
+
+FILES = {
+    "clip_openai.pt": "clip_init",
+    "irra_pretrained.pth": "irra_init",
+    "eccl_start.pth": "clip_init",
+    "eccl_original.pth": "trained",
+}
+
+
+def check_features(goldens: Goldens) -> Iterator[Row]:
+    values = goldens.train
+    for name, reference in FILES.items():
+        model = goldens.model(name)
+        for attention in ("sdpa", "eager"):
+            model.set_attn_implementation(attention)
+            images, texts = _image_features(model, values["images"]), _text_features(model, values["input_ids"])
+            for kind, ours in (("image", images), ("text", texts)):
+                difference = relative_difference(ours, values[f"{reference}.{kind}_features"])
+                yield Row(f"{kind} features, {attention}", name, difference, VALUES)
+        reference = values[f"{reference}.text_features"]
+        end = model.config.text_config.eos_token_id
+        lengths = (values["input_ids"] == end).int().argmax(dim=1) + 1
+        cut = torch.cat([_text_features(model, ids[None, :n]) for ids, n in zip(values["input_ids"], lengths)])  # noqa: B905
+        yield Row("text features, padding cut", name, relative_difference(cut, reference), VALUES)
+        backwards = _text_features(model, values["input_ids"].flip(0)).flip(0)
+        yield Row("text features, batch reversed", name, relative_difference(backwards, reference), VALUES)
+
+
+@torch.no_grad()
+def _image_features(model: ECCLModel, pixels: torch.Tensor) -> torch.Tensor:
+    return model.get_image_features(pixels)
+
+
+@torch.no_grad()
+def _text_features(model: ECCLModel, input_ids: torch.Tensor) -> torch.Tensor:
+    return model.get_text_features(input_ids)
+
+
+def check_unmerging(goldens: Goldens) -> Iterator[Row]:
+    """The trained file without its LoRA product is the CLIP that its training started from."""
+    image_size, alpha = tuple(goldens.shape["img"]), goldens.shape["alpha"]
+    trained = convert_checkpoint(goldens.folder / "eccl_original.pth", image_size, lora_alpha=alpha, merge_lora=False)
+    ours = {name.replace(".base_layer.", "."): tensor for name, tensor in trained.get_base_model().state_dict().items()}
+    start = convert_checkpoint(goldens.folder / "clip_openai.pt", image_size, num_prompt_tokens=0).state_dict()
+    difference = max(relative_difference(ours[name], tensor) for name, tensor in start.items())
+    yield Row("weights without LoRA", "eccl_original.pth against clip_openai.pt", difference, VALUES)
+
+
+ORIGINAL_LAYERS = {
+    "attn.lora_{}_q": "self_attn.q_proj",
+    "attn.lora_{}_k": "self_attn.k_proj",
+    "attn.lora_{}_v": "self_attn.v_proj",
+    "attn.lora_{}_o": "self_attn.out_proj",
+    "mlp.c_fc.lora_{}": "mlp.fc1",
+    "mlp.c_proj.lora_{}": "mlp.fc2",
+}
+
+
+def _gradient_names(shape: dict) -> Iterator[tuple[str, str, str]]:
+    """Kind, original name and ours of each LoRA matrix and map."""
+    for ours, encoder, layers in (("vision", "image", shape["vl"]), ("text", "text", shape["tl"])):
+        for layer in range(layers):
+            for pattern, module in ORIGINAL_LAYERS.items():
+                for letter in "AB":
+                    original = f"{encoder}_encoder.transformer.resblocks.{layer}.{pattern.format(letter)}"
+                    name = f"{ours}_model.encoder.layers.{layer}.{module}.lora_{letter}.default.weight"
+                    yield f"LoRA {letter}", original, f"base_model.model.{name}"
+    for layer in range(shape["depth"]):
+        original = "proj" if layer == 0 else f"compound_prompt_projections.{layer - 1}"
+        for part in ("weight", "bias"):
+            name = f"prompt_learner.modules_to_save.default.projections.{layer}.{part}"
+            yield "prompt maps", f"prompt_learner.{original}.{part}", f"base_model.model.{name}"
+
+
+def check_training(goldens: Goldens) -> Iterator[Row]:
+    values, shape = goldens.train, goldens.shape
+    # The trainer prints its logs.
+    with tempfile.TemporaryDirectory() as output_dir, contextlib.redirect_stdout(io.StringIO()):
+        trainer = run_golden_steps(goldens.folder, goldens.settings, values, output_dir)
+
+    gradients, worst, seen = trainer.first_gradients, {}, set()
+    prompts = gradients["base_model.model.prompt_learner.modules_to_save.default.text_prompts"]
+    original = ["ctx", *(f"compound_prompts_text.{layer}" for layer in range(shape["depth"] - 1))]
+    for ours, name in zip(prompts, original, strict=True):
+        reference = values[f"grad0.prompt_learner.{name}"]
+        worst["prompts"] = max(worst.get("prompts", 0.0), relative_difference(ours, reference))
+        seen.add(f"grad0.prompt_learner.{name}")
+    for kind, name, ours in _gradient_names(shape):
+        difference = relative_difference(gradients[ours], values[f"grad0.{name}"])
+        worst[kind] = max(worst.get(kind, 0.0), difference)
+        seen.add(f"grad0.{name}")
+    if seen != {name for name in values if name.startswith("grad0.")}:
+        raise ValueError("the reference has gradients of other tensors than this model")
+    for kind, difference in worst.items():
+        yield Row(f"gradients of step 0, {kind}", f"{shape['vl']} + {shape['tl']} layers", difference, GRADIENTS)
+
+    # The published log holds the memories' losses with their weights on.
+    identity, instance = shape["lam1"], shape["lam2"]
+    weights = torch.tensor([1, identity, identity, instance, instance, 1], dtype=torch.float64)
+    losses = torch.tensor(trainer.losses, dtype=torch.float64) * weights
+    steps = f"{len(losses)} steps"
+    for column, name in enumerate(goldens.settings["loss_columns"]):
+        difference = relative_difference(losses[:, column], values["loss_log"][:, column])
+        yield Row(f"training, {name}", steps, difference, VALUES)
+    # Both are doubles, but for the order of two multiplications.
+    rates = torch.tensor(trainer.rates, dtype=torch.float64)
+    yield Row("training, learning rates", steps, relative_difference(rates, values["lr_log"]), 1e-12)
+    for name, step in (("init", 0), ("after_step1", 1), ("after_step2", 2), ("final", -1)):
+        difference = max(
+            relative_difference(
+                trainer.memories[step][f"{kind}_memory.{modality}_rows"], values[f"memory_{name}.{kind}_{modality}"]
+            )
+            for kind in ("identity", "instance")
+            for modality in ("image", "text")
+        )
+        yield Row(f"training, memories {name.replace('_', ' ')}", "4 banks", difference, VALUES)
+    model = trainer.model.eval()
+    for kind, ours in (
+        ("image", _image_features(model, values["images"])),
+        ("text", _text_features(model, values["input_ids"])),
+    ):
+        difference = relative_difference(ours, values[f"trained.{kind}_features"])
+        yield Row(f"training, {kind} features at the end", steps, difference, VALUES)
+
+
+def check_schedule(goldens: Goldens) -> Iterator[Row]:
+    args = {field.name: field.default for field in ECCLTrainingArguments.__dataclass_fields__.values()}
+    epochs = goldens.settings["schedule_60_epochs"]
+    factors = [epoch_factor(epoch, len(epochs), args["warmup_epochs"]) for epoch in range(len(epochs))]
+    ours = torch.tensor(
+        [[args["learning_rate"] * f, args["lora_learning_rate"] * f] for f in factors], dtype=torch.float64
+    )
+    reference = torch.tensor(epochs, dtype=torch.float64)
+    yield Row("published schedule", f"{len(epochs)} epochs, 2 rates", relative_difference(ours, reference), 1e-12)
+
+
+def check_metrics(goldens: Goldens) -> Iterator[Row]:
+    values, references = goldens.metrics, goldens.settings["metrics"]
+    for direction, query, gallery in (("t2i", "query", "gallery"), ("i2t", "gallery", "query")):
+        worst = 0.0
+        for case in sorted({name.split(".")[0] for name in references}):
+            query_ids, gallery_ids = values[f"{case}.{query}_pids"].numpy(), values[f"{case}.{gallery}_pids"].numpy()
+            # The published code leaves out queries whose person the gallery lacks; here they are an error.
+            answerable = np.isin(query_ids, gallery_ids)
+            ours = score_embeddings(
+                values[f"{case}.{query}_embeds"].numpy()[answerable],
+                query_ids[answerable],
+                values[f"{case}.{gallery}_embeds"].numpy(),
+                gallery_ids,
+            )
+            for name, reference in references[f"{case}.{direction}"].items():
+                worst = max(worst, abs(ours[name] - reference))
+        what = "text to image" if direction == "t2i" else "image to text"
+        yield Row(f"metrics, {what}", "3 galleries, in points", worst, POINTS)
+
+
+def check_tokens(goldens: Goldens) -> Iterator[Row]:
+    reference = json.loads((goldens.folder / "tokenizer.json").read_text(encoding="utf-8"))
+    processor = ECCLProcessor(ECCLImageProcessor(), clip_tokenizer(), max_text_length=reference["max_length"])
+    wrong = sum(
+        processor(text=caption)["input_ids"] != ids
+        for caption, ids in zip(reference["captions"], reference["ids"], strict=True)
+    )
+    yield Row("token ids, captions that differ", f"{len(reference['ids'])} captions", wrong, EXACT)
+
+
+def sample_images() -> Iterator[tuple[str, Image.Image]]:
+    """An image of each kind that a gallery may hold, of noise."""
+    generator = np.random.default_rng(0)
+    for width, height in ((37, 91), (1, 1), (128, 384), (501, 333), (3, 700)):
+        noise = generator.integers(0, 256, (height, width, 4), dtype=np.uint8)
+        rgb = Image.fromarray(noise[..., :3])
+        yield f"RGB {width} x {height}", rgb
+        yield f"RGBA {width} x {height}", Image.fromarray(noise)
+        for mode in ("L", "P", "CMYK", "1", "LA", "YCbCr"):
+            yield f"{mode} {width} x {height}", rgb.convert(mode)
+        grey = generator.integers(0, 1000, (height, width), dtype=np.uint16)
+        yield f"16 bit {width} x {height}", Image.fromarray(grey)
+        with io.BytesIO() as file:
+            exif = rgb.getexif()
+            exif[0x0112] = 6
+            rgb.save(file, "JPEG", exif=exif)
+            rotated = Image.open(io.BytesIO(file.getvalue()))
+        yield f"EXIF-rotated JPEG {width} x {height}", rotated
+
+
+def check_pixels(goldens: Goldens) -> Iterator[Row]:
+    mean = torch.tensor([0.48145466, 0.4578275, 0.40821073])[:, None, None]
+    std = torch.tensor([0.26862954, 0.26130258, 0.27577711])[:, None, None]
+    height, width = goldens.shape["img"]
+    processor, wrong, count = ECCLImageProcessor(size={"height": height, "width": width}), 0, 0
+    for _, image in sample_images():
+        ours = processor(image, return_tensors="pt")["pixel_values"][0]
+        resized = np.array(
+            ImageOps.exif_transpose(image).convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
+        )
+        plain = (torch.from_numpy(resized).permute(2, 0, 1).float() / 255 - mean) / std
+        wrong, count = wrong + (ours.shape != plain.shape or bool((ours != plain).any())), count + 1
+    yield Row("pixels, images with a different bit", f"{count} images of 10 kinds", wrong, EXACT)
+
+
+CHECKS: tuple[Callable[[Goldens], Iterator[Row]], ...] = (
+    check_objectives,
+    check_memories,
+    check_features,
+    check_unmerging,
+    check_training,
+    check_schedule,
+    check_metrics,
+    check_tokens,
+    check_pixels,
+)
+
+
+def main(arguments: list[str]) -> None:
+    transformers.logging.set_verbosity_error()
+    # peft asks transformers for a name that it deprecated.
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
+    rows = [row for check in CHECKS for row in check(Goldens(Path(arguments[0]) if arguments else GOLDENS))]
+    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
+    print(f"| {'quantity':{widths[0]}} | {'compared on':{widths[1]}} | worst   | allowed |")
+    print(f"|-{'-' * widths[0]}-|-{'-' * widths[1]}-|--------:|--------:|")
+    for quantity, compared_on, difference, tolerance in rows:
+        outside = "" if difference <= tolerance else "  OUTSIDE"
+        print(f"| {quantity:{widths[0]}} | {compared_on:{widths[1]}} | {difference:7.1e} | {tolerance:7.1e} |{outside}")
+    outside = sum(row.difference > row.tolerance for row in rows)
+    print(f"{len(rows) - outside} of {len(rows)} quantities agree; differences are relative to the largest entry")
+    sys.exit(1 if outside else 0)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,119 @@
+"""Twelve training steps of the published code, run again by `ECCLTrainer` on the same batches."""
+
+import torch
+from torch.utils.data import Dataset, Sampler
+
+from eccl.hub.convert import convert_checkpoint
+from eccl.training.arguments import ECCLTrainingArguments
+from eccl.training.trainer import ECCLTrainer
+
+PARTS = (
+    "tal_loss",
+    "identity_memory_loss_i2t",
+    "identity_memory_loss_t2i",
+    "instance_memory_loss_i2t",
+    "instance_memory_loss_t2i",
+)
+
+
+class GoldenPairs(Dataset):
+    """The golden captions with their images; an item is drawn by its caption's row."""
+
+    def __init__(self, values: dict[str, torch.Tensor], steps_per_epoch: int):
+        self.values, self.steps_per_epoch = values, steps_per_epoch
+        self.person_labels = values["pid_of_image"]
+        self.num_persons = int(self.person_labels.max()) + 1
+        self.captions_per_row = torch.bincount(values["image_of_caption"])
+
+    def __len__(self) -> int:
+        return self.values["batches"].shape[1] * self.steps_per_epoch
+
+    def __getitem__(self, caption: int) -> dict[str, torch.Tensor]:
+        image = int(self.values["image_of_caption"][caption])
+        return {
+            "input_ids": self.values["input_ids"][caption],
+            "pixel_values": self.values["images"][image],
+            "person_labels": self.person_labels[image],
+            "rows": torch.tensor(image),
+        }
+
+
+class GoldenSampler(Sampler):
+    """The golden batches of the epoch in their order."""
+
+    def __init__(self, batches: torch.Tensor, steps_per_epoch: int):
+        self.batches, self.steps_per_epoch, self.epoch = batches, steps_per_epoch, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.steps_per_epoch * self.batches.shape[1]
+
+    def __iter__(self):
+        start = self.steps_per_epoch * self.epoch
+        return iter(self.batches[start : start + self.steps_per_epoch].flatten().tolist())
+
+
+class GoldenTrainer(ECCLTrainer):
+    """Draws the golden batches and keeps what each step said; all else is the trainer's own."""
+
+    def _get_train_sampler(self, train_dataset=None):
+        return GoldenSampler(self.train_dataset.values["batches"], self.train_dataset.steps_per_epoch)
+
+    def _start_memories(self):
+        # The golden inputs are tensors already, which the trainer's own pass would have to decode.
+        values = self.train_dataset.values
+        with torch.no_grad():
+            images = self.model.get_image_features(values["images"])
+            texts = self.model.get_text_features(values["input_ids"])
+        pairs = self.train_dataset
+        self.objective.start_memories(images, texts, pairs.captions_per_row, pairs.person_labels)
+        self.memories = [self._copy_memories()]
+        self.losses, self.rates, self.first_gradients = [], [], None
+
+    def training_step(self, model, *args, **kwargs):
+        self.rates.append([group["lr"] for group in self.optimizer.param_groups])
+        loss = super().training_step(model, *args, **kwargs)
+        parts = self._monitor.report()
+        self.losses.append([parts[name] for name in PARTS] + [loss.item()])
+        self.memories.append(self._copy_memories())
+        if self.first_gradients is None:
+            named = model.named_parameters()
+            self.first_gradients = {name: tensor.grad.clone() for name, tensor in named if tensor.requires_grad}
+        return loss
+
+    def _copy_memories(self) -> dict[str, torch.Tensor]:
+        return {name: tensor.clone() for name, tensor in self.objective.state_dict().items()}
+
+
+def run_golden_steps(goldens, golden: dict, values: dict[str, torch.Tensor], output_dir: str) -> GoldenTrainer:
+    """Trains from `eccl_start.pth` as `golden.json` says; returns the trainer with what it kept."""
+    shape = golden["config"]
+    model = convert_checkpoint(
+        goldens / "eccl_start.pth", image_size=tuple(shape["img"]), lora_alpha=shape["alpha"], merge_lora=False
+    )
+    args = ECCLTrainingArguments(
+        output_dir=output_dir,
+        num_train_epochs=shape["epochs"],
+        warmup_epochs=golden["warmup_epochs_in_train"],
+        per_device_train_batch_size=shape["B"],
+        identity_memory_weight=shape["lam1"],
+        instance_memory_weight=shape["lam2"],
+        identity_memory_temperature=shape["temp"],
+        instance_memory_temperature=shape["ti"],
+        eval_strategy="no",
+        save_strategy="no",
+        load_best_model_at_end=False,
+        disable_tqdm=True,
+        report_to=[],
+    )
+    trainer = GoldenTrainer(
+        model,
+        args,
+        train_dataset=GoldenPairs(values, shape["spe"]),
+        data_collator=lambda items: {name: torch.stack([item[name] for item in items]) for name in items[0]},
+        processing_class=None,
+    )
+    trainer.train()
+    return trainer

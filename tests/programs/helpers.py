@@ -1,0 +1,160 @@
+"""What several test modules need."""
+
+import gzip
+import json
+import os
+import subprocess
+import sys
+import time
+from functools import cache
+from pathlib import Path
+
+import datasets
+import torch
+from transformers import CLIPTokenizer
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+from eccl.configuration_eccl import ECCLConfig
+from eccl.dataset_scripts.synthetic import SyntheticBenchmark, write_benchmark
+from eccl.hub.adapter import attach_lora
+from eccl.modeling_eccl import ECCLModel
+from eccl.processing_eccl import ECCLProcessor
+from eccl.training.arguments import ECCLTrainingArguments
+from eccl.training.pairs import CaptionPairs
+from eccl.training.trainer import ECCLTrainer
+
+GOLDENS = Path(__file__).parents[1] / "goldens"
+ROOT = Path(__file__).parents[2]
+
+# The script is no module of the package.
+sys.path.insert(0, str(ROOT))
+import train_eccl  # noqa: E402
+
+TINY_SHAPE = {
+    "projection_dim": 16,
+    "text_config": {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2},
+    "vision_config": {
+        "hidden_size": 24,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "image_size": [32, 16],
+        "patch_size": 8,
+    },
+}
+
+
+def tiny_config(**changes) -> ECCLConfig:
+    """Two layers of 32 and 48, 4 x 2 patches: milliseconds a batch."""
+    values = {
+        "text_config": {
+            "vocab_size": 60,
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "bos_token_id": 58,
+            "eos_token_id": 59,
+            "pad_token_id": 59,
+        },
+        "vision_config": {
+            "hidden_size": 48,
+            "intermediate_size": 96,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 3,
+            "image_size": [32, 16],
+            "patch_size": 8,
+        },
+        "projection_dim": 24,
+        "num_prompt_tokens": 3,
+        "prompt_depth": 2,
+    }
+    return ECCLConfig(**(values | changes))
+
+
+@cache
+def clip_tokenizer() -> CLIPTokenizer:
+    """CLIP's tokenizer, from the vocabulary file of its published code."""
+    lines = gzip.decompress((GOLDENS / "bpe_simple_vocab_16e6.txt.gz").read_bytes()).decode("utf-8").split("\n")
+    merges = [tuple(line.split()) for line in lines[1 : 49152 - 256 - 2 + 1]]
+    letters = list(bytes_to_unicode().values())
+    words = letters + [f"{letter}</w>" for letter in letters] + ["".join(merge) for merge in merges]
+    vocabulary = {word: index for index, word in enumerate([*words, "<|startoftext|>", "<|endoftext|>"])}
+    return CLIPTokenizer(vocab=vocabulary, merges=merges)
+
+
+def make_trainer(backbone, benchmark, output_dir, **changes) -> ECCLTrainer:
+    """A trainer on a backbone of 32 x 16 pixels that neither evaluates nor saves unless it is told to."""
+    settings = {"per_device_train_batch_size": 4, "num_train_epochs": 2, "warmup_epochs": 1, "disable_tqdm": True}
+    settings |= {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False, "seed": 3}
+    args = ECCLTrainingArguments(output_dir=str(output_dir), **(settings | changes))
+    torch.manual_seed(0)
+    model = attach_lora(ECCLModel.from_clip(str(backbone), image_size=(32, 16), prompt_depth=2))
+    processor = ECCLProcessor.for_model(model.config, CLIPTokenizer.from_pretrained(backbone))
+    rows = datasets.load_dataset("cuhk_pedes", data_dir=str(benchmark), split="train")
+    pairs = CaptionPairs(rows, processor, args.augment, args.seed)
+    return ECCLTrainer(model, args, train_dataset=pairs, eval_dataset=rows, processing_class=processor)
+
+
+def run(*words, data_dir, output_dir) -> None:
+    """The training command, in this process."""
+    arguments = []
+    for word in words:
+        arguments += [word] if word.startswith("{") else word.split()
+    common = ["--data_dir", str(data_dir), "--output_dir", str(output_dir), "--disable_tqdm", "True"]
+    train_eccl.main([*arguments, *common])
+
+
+def make_benchmark(folder: Path) -> None:
+    """Four persons to train on, two and two more, two images each: 16 pairs."""
+    sizes = {"train_ids": 4, "val_ids": 2, "test_ids": 2, "images_per_id": 2}
+    write_benchmark(SyntheticBenchmark("cuhk_pedes", **sizes), folder, num_workers=1)
+
+
+def make_backbone(benchmark: Path, folder: Path) -> None:
+    """A model without prompts and its tokenizer, as `--tune full` leaves it behind."""
+    run(
+        "--dataset_name cuhk_pedes --tune full --scratch_config", json.dumps(TINY_SHAPE),
+        "--vocab_size 300 --max_steps 2 --per_device_train_batch_size 8 --tal_weight 0 --contrastive_weight 1",
+        "--identity_memory_weight 0 --instance_memory_weight 0 --attribute_weight 1",
+        data_dir=benchmark, output_dir=folder,
+    )  # fmt: skip
+
+
+def launch_command(processes: int, script: str, *words) -> list[str]:
+    """A launch of a script of this project on CPUs."""
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(processes)]
+    command += ["--multi_gpu"] if processes > 1 else []  # the launcher's name for several processes, CPUs too
+    command += ["--num_machines", "1", "--num_cpu_threads_per_process", "1", "--main_process_port", "0"]
+    command += ["--mixed_precision", "no", "--dynamo_backend", "no"]
+    return [*command, str(ROOT / script), *map(str, words)]
+
+
+def launch_environment() -> dict[str, str]:
+    """What a launched process needs to know: this project's tests, and the caches of this run."""
+    return os.environ | {
+        "PYTHONPATH": str(ROOT / "tests" / "programs"),
+        "HF_DATASETS_CACHE": str(datasets.config.HF_DATASETS_CACHE),
+    }
+
+
+def launch_in_background(processes: int, script: str, *words, log: Path, **options) -> subprocess.Popen:
+    """Launches; both streams go on in the file `log`."""
+    with log.open("ab") as file:
+        return subprocess.Popen(
+            launch_command(processes, script, *words), env=launch_environment(), stdin=subprocess.DEVNULL,
+            stdout=file, stderr=file, **options,
+        )  # fmt: skip
+
+
+def launch(processes: int, script: str, *words, log: Path, timeout: float = 300) -> None:
+    """Launches and waits until it has ended well."""
+    returncode = launch_in_background(processes, script, *words, log=log).wait(timeout=timeout)
+    assert returncode == 0, log.read_text(errors="replace")[-5000:]
+
+
+def wait_until(condition, timeout: float = 120) -> None:
+    end = time.time() + timeout
+    while not condition():
+        assert time.time() < end
+        time.sleep(0.1)

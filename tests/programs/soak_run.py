@@ -1,0 +1,45 @@
+"""The training command, which notes what it is doing: a line `time phase` for each change, in the file PHASES.
+
+`accelerate launch ... tests/programs/soak_run.py PHASES ARGUMENTS...`
+"""
+
+import sys
+import time
+
+from eccl.training.trainer import ECCLTrainer
+from helpers import train_eccl
+
+
+def noting(owner, name: str, phase: str, file) -> None:
+    """Has a function of `owner` say when it begins, and that what was before goes on when it ends."""
+    function = getattr(owner, name)
+
+    def noted(*args, **kwargs):
+        note(phase, file)
+        result = function(*args, **kwargs)
+        note("between", file)
+        return result
+
+    setattr(owner, name, noted)
+
+
+def note(phase: str, file) -> None:
+    file.write(f"{time.time()} {phase}\n")
+    file.flush()
+
+
+def main(phases: str, arguments: list[str]) -> None:
+    with open(phases, "a", encoding="utf-8") as file:
+        for name, phase in (
+            ("_start_memories", "memories"),
+            ("training_step", "step"),
+            ("evaluate", "evaluation"),
+            ("_save_checkpoint", "checkpoint"),
+        ):
+            noting(ECCLTrainer, name, phase, file)
+        noting(train_eccl, "save_result", "result", file)
+        train_eccl.main(arguments)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2:])

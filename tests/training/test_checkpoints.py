@@ -1,0 +1,309 @@
+import json
+import os
+import resource
+import shutil
+import signal
+import threading
+
+import pytest
+import safetensors.torch
+
+from eccl.training.checkpoints import (
+    COMPLETE_FILE,
+    delete_older,
+    last_complete_checkpoint,
+    mark_complete,
+    on_sigterm,
+    what_is_missing,
+)
+from eccl.training.trainer import OBJECTIVE_FILE
+from helpers import launch_in_background, make_trainer, wait_until
+
+SAVING = {"save_strategy": "steps", "save_steps": 3, "save_total_limit": None, "logging_steps": 1, "report_to": "none"}
+
+
+def end_of(trainer):
+    state = {f"model.{name}": value for name, value in trainer.model.state_dict().items()}
+    return state | trainer.objective.state_dict()
+
+
+def assert_equal_ends(ours, theirs):
+    ours, theirs = end_of(ours), end_of(theirs)
+    assert ours.keys() == theirs.keys()
+    assert not [name for name, value in ours.items() if not value.equal(theirs[name])]
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    folder = tmp_path / "out" / "checkpoint-4"
+    (folder / "part").mkdir(parents=True)
+    (folder / "weights").write_bytes(b"12345")
+    (folder / "part" / "state").write_bytes(b"")
+    (folder / "scheduler.pt").write_bytes(b"1")
+    mark_complete(folder)
+    return folder
+
+
+def test_a_checkpoint_is_whole_when_every_file_has_its_size(checkpoint):
+    assert json.loads((checkpoint / COMPLETE_FILE).read_text()) == {"part/state": 0, "scheduler.pt": 1, "weights": 5}
+    assert what_is_missing(checkpoint) is None
+    (checkpoint / "weights").write_bytes(b"123")
+    assert what_is_missing(checkpoint) == "weights has 3 bytes in place of 5"
+    (checkpoint / "weights").unlink()
+    assert what_is_missing(checkpoint) == "weights is missing"
+    (checkpoint / COMPLETE_FILE).unlink()
+    assert "has no complete.json" in what_is_missing(checkpoint)
+
+
+def test_the_last_whole_checkpoint_is_by_number_and_others_are_named(checkpoint):
+    output_dir = checkpoint.parent
+    (output_dir / "checkpoint-10").mkdir()
+    shutil.copytree(checkpoint, output_dir / "checkpoint-9")
+    (output_dir / "checkpoint-old").mkdir()
+    lines = []
+    assert last_complete_checkpoint(output_dir, lines.append) == output_dir / "checkpoint-9"
+    assert len(lines) == 1 and "checkpoint-10 is incomplete and passed over" in lines[0]
+    assert last_complete_checkpoint(output_dir / "nowhere", lines.append) is None
+
+
+def test_what_is_not_whole_is_deleted_first_then_what_is_oldest(checkpoint):
+    output_dir = checkpoint.parent
+    # Numbers say nothing: 12 is of an earlier run, 7 was never finished.
+    for moment, number in enumerate((12, 2, 3, 6)):
+        shutil.copytree(checkpoint, output_dir / f"checkpoint-{number}")
+        os.utime(output_dir / f"checkpoint-{number}" / COMPLETE_FILE, ns=(moment, moment))
+    (output_dir / "checkpoint-7").mkdir()
+
+    def left(limit):
+        delete_older(checkpoint, limit, str(output_dir / "checkpoint-2"))
+        return sorted(int(path.name.rpartition("-")[2]) for path in output_dir.iterdir())
+
+    assert left(None) == left(0) == [2, 3, 4, 6, 7, 12]
+    assert left(5) == [2, 3, 4, 6, 12]
+    assert left(4) == [2, 3, 4, 6]
+    assert left(3) == [2, 4, 6]
+    assert left(1) == [2, 4]
+
+
+def test_a_checkpoint_without_an_optimiser_is_not_resumed_from(backbone, benchmark, tmp_path, caplog):
+    make_trainer(backbone, benchmark, tmp_path, **SAVING, save_only_model=True).train()
+    resumed = make_trainer(backbone, benchmark, tmp_path, max_steps=1)
+    resumed.train(resume_from_checkpoint=True)
+    assert "checkpoint-8 is incomplete and passed over: it has no scheduler.pt" in caplog.text
+    assert resumed.state.global_step == 1
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"eval_strategy": "epoch", "max_steps": 6},
+        {"eval_strategy": "steps", "eval_steps": 2, "max_steps": 6},
+        {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "best", "metric_for_best_model": "mAP"},
+        {"eval_strategy": "epoch", "eval_on_start": True},
+    ],
+    ids=["max_steps", "steps", "best", "on_start"],
+)
+@pytest.mark.parametrize("how", ["killed", "sigterm"])
+def test_no_evaluation_is_lost_or_made_twice(backbone, benchmark, tmp_path, monkeypatch, settings, how):
+    """Killed right after its last checkpoint, or asked to stop in the last step."""
+    settings = {**SAVING, "logging_steps": 5, **settings}
+    whole = make_trainer(backbone, benchmark, tmp_path / "whole", **settings)
+    whole.train()
+    run = make_trainer(backbone, benchmark, tmp_path / "run", **settings)
+    last = whole.state.max_steps
+    step, save = run.training_step, run._save_checkpoint
+    if how == "sigterm":
+
+        def signalled(*args, **kwargs):
+            if run.state.global_step == last - 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return step(*args, **kwargs)
+
+        run.training_step = signalled
+        with pytest.raises(SystemExit):
+            run.train()
+    else:
+
+        def killed(*args):
+            save(*args)
+            number = max(int(path.name.rpartition("-")[2]) for path in (tmp_path / "whole").glob("checkpoint-*"))
+            if run.state.global_step == number:
+                raise KeyboardInterrupt
+
+        run._save_checkpoint = killed
+        with pytest.raises(KeyboardInterrupt):
+            run.train()
+    resumed = make_trainer(backbone, benchmark, tmp_path / "run", **settings)
+    resumed.train(resume_from_checkpoint=True)
+    assert_equal_ends(resumed, whole)
+    evaluations = [
+        [entry for entry in trainer.state.log_history if "eval_rank1" in entry] for trainer in (whole, resumed)
+    ]
+    assert evaluations[0] == evaluations[1]
+
+
+@pytest.mark.parametrize("broken", ["complete.json", "optimizer.pt", OBJECTIVE_FILE])
+def test_training_goes_on_from_the_last_whole_checkpoint(backbone, benchmark, tmp_path, caplog, broken):
+    whole = make_trainer(backbone, benchmark, tmp_path / "whole", **SAVING)
+    whole.train()
+    begun = make_trainer(backbone, benchmark, tmp_path / "run", **SAVING)
+    begun.train()
+    # As if it had been killed while it wrote the third.
+    (tmp_path / "run" / "checkpoint-8" / COMPLETE_FILE).unlink()
+    (tmp_path / "run" / "checkpoint-6" / broken).unlink()
+    resumed = make_trainer(backbone, benchmark, tmp_path / "run", **SAVING)
+    resumed.train(resume_from_checkpoint=True)
+    assert caplog.text.count("is incomplete and passed over") == 2
+    assert resumed.state.global_step == 8 and resumed._initial_global_step == 3
+    assert_equal_ends(resumed, whole)
+    times = ("pairs_per_second",)
+    logs = [
+        [{key: value for key, value in entry.items() if key not in times} for entry in trainer.state.log_history[:-1]]
+        for trainer in (whole, resumed)
+    ]
+    assert logs[0] == logs[1]
+
+
+def test_a_named_checkpoint_must_be_whole(backbone, benchmark, tmp_path):
+    make_trainer(backbone, benchmark, tmp_path, **SAVING).train()
+    (tmp_path / "checkpoint-3" / "scheduler.pt").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"checkpoint-3 cannot be resumed from: scheduler.pt has 0 bytes"):
+        make_trainer(backbone, benchmark, tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    with pytest.raises(ValueError, match=r"checkpoint-5 cannot be resumed from: there is no such folder"):
+        make_trainer(backbone, benchmark, tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-5"))
+
+
+def test_without_a_checkpoint_training_starts_from_the_beginning(backbone, benchmark, tmp_path, caplog):
+    whole = make_trainer(backbone, benchmark, tmp_path / "whole")
+    whole.train()
+    resumed = make_trainer(backbone, benchmark, tmp_path / "resumed")
+    resumed.train(resume_from_checkpoint=True)
+    assert "has no complete checkpoint: training starts from the beginning" in caplog.text
+    assert_equal_ends(resumed, whole)
+
+
+def test_a_run_that_has_taken_its_last_step_takes_no_more(backbone, benchmark, tmp_path):
+    settings = {**SAVING, "max_steps": 3}
+    first = make_trainer(backbone, benchmark, tmp_path, **settings)
+    first.train()
+    again = make_trainer(backbone, benchmark, tmp_path, **settings)
+    again.train(resume_from_checkpoint=True)
+    assert again.state.global_step == 3
+    assert_equal_ends(again, first)
+
+
+def test_a_start_over_an_earlier_run_is_remarked_on(backbone, benchmark, tmp_path, caplog):
+    make_trainer(backbone, benchmark, tmp_path, **SAVING, max_steps=3).train()
+    assert "holds checkpoints of another run" not in caplog.text
+    make_trainer(backbone, benchmark, tmp_path, max_steps=1).train()
+    assert "holds checkpoints of another run" in caplog.text
+
+
+def test_a_checkpoint_at_the_end_of_an_epoch_comes_after_its_evaluation(backbone, benchmark, tmp_path):
+    settings = {**SAVING, "save_steps": 4, "eval_strategy": "epoch"}
+    make_trainer(backbone, benchmark, tmp_path, **settings).train()
+    history = json.loads((tmp_path / "checkpoint-4" / "trainer_state.json").read_text())["log_history"]
+    assert [entry["step"] for entry in history if "eval_rank1" in entry] == [4]
+
+
+def test_older_checkpoints_go_only_when_the_new_one_is_whole(backbone, benchmark, tmp_path, monkeypatch):
+    kept = []
+
+    def noting(folder):
+        kept.append(sorted(path.name for path in tmp_path.glob("checkpoint-*")))
+        mark_complete(folder)
+
+    monkeypatch.setattr("eccl.training.trainer.mark_complete", noting)
+    make_trainer(backbone, benchmark, tmp_path, **{**SAVING, "save_total_limit": 1}).train()
+    assert kept == [["checkpoint-3"], ["checkpoint-3", "checkpoint-6"], ["checkpoint-6", "checkpoint-8"]]
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-8"]
+
+
+@pytest.mark.parametrize("file", ["objective.safetensors", "optimizer.pt", "trainer_state.json"])
+def test_a_disk_that_is_full_leaves_the_last_good_checkpoint(backbone, benchmark, tmp_path, monkeypatch, file):
+    """Files may not grow past a limit, which fails as a full disk does: the write gives an error."""
+    whole = make_trainer(backbone, benchmark, tmp_path / "whole", **SAVING)
+    whole.train()
+    limit = (tmp_path / "whole" / "checkpoint-6" / file).stat().st_size - 1
+    trainer = make_trainer(backbone, benchmark, tmp_path / "run", **{**SAVING, "save_total_limit": 1})
+    save = trainer._save_checkpoint
+
+    def with_little_space(*args):
+        if trainer.state.global_step < 6:
+            return save(*args)
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+        try:
+            return save(*args)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    monkeypatch.setattr(trainer, "_save_checkpoint", with_little_space)
+    with pytest.raises(OSError, match=r"checkpoint-6 could not be written, earlier checkpoints are still there"):
+        trainer.train()
+    assert [path.name for path in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-3"]
+    resumed = make_trainer(backbone, benchmark, tmp_path / "run", **SAVING)
+    resumed.train(resume_from_checkpoint=True)
+    assert_equal_ends(resumed, whole)
+
+
+@pytest.mark.parametrize("moment", [(2, "step"), (4, "step"), (4, "evaluation")])
+def test_sigterm_writes_a_checkpoint_and_leaves(backbone, benchmark, tmp_path, monkeypatch, moment):
+    settings = {**SAVING, "save_strategy": "epoch", "eval_strategy": "epoch", "dataloader_num_workers": 1}
+    whole = make_trainer(backbone, benchmark, tmp_path / "whole", **settings)
+    whole.train()
+    trainer = make_trainer(backbone, benchmark, tmp_path / "run", **settings)
+    step, phase = moment
+    name = "training_step" if phase == "step" else "evaluate"
+    function = getattr(trainer, name)
+
+    def signalled(*args, **kwargs):
+        if trainer.state.global_step == step - (phase == "step"):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return function(*args, **kwargs)
+
+    monkeypatch.setattr(trainer, name, signalled)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as raised:
+        trainer.train()
+    assert raised.value.code == 143 and signal.getsignal(signal.SIGTERM) == before
+    # An evaluation is finished, and followed by one more step.
+    last = max(int(path.name.rpartition("-")[2]) for path in (tmp_path / "run").glob("checkpoint-*"))
+    assert last == step + (phase == "evaluation")
+    resumed = make_trainer(backbone, benchmark, tmp_path / "run", **settings)
+    resumed.train(resume_from_checkpoint=True)
+    assert_equal_ends(resumed, whole)
+    evaluations = [[entry for entry in run.state.log_history if "eval_rank1" in entry] for run in (whole, resumed)]
+    assert evaluations[0] == evaluations[1]
+
+
+def test_outside_the_main_thread_signals_are_left_alone():
+    seen = []
+
+    def work():
+        with on_sigterm(lambda: None):
+            seen.append(signal.getsignal(signal.SIGTERM))
+
+    before = signal.getsignal(signal.SIGTERM)
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [before]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("processes", "whom"), [(1, "launcher"), (1, "group"), (2, "launcher"), (2, "group")])
+def test_sigterm_to_a_launch_leaves_a_checkpoint_to_resume_from(backbone, benchmark, tmp_path, processes, whom):
+    words = ["--dataset_name", "cuhk_pedes", "--data_dir", benchmark, "--init_from", backbone, "--prompt_depth", "2"]
+    words += ["--per_device_train_batch_size", 4 // processes, "--num_train_epochs", "3000", "--save_strategy", "steps"]
+    words += ["--save_steps", "10000", "--eval_strategy", "no", "--load_best_model_at_end", "False"]
+    words += ["--dataloader_num_workers", "1", "--logging_steps", "1", "--disable_tqdm", "True", "--report_to", "none"]
+    words += ["--output_dir", tmp_path / "out"]
+    log = tmp_path / "log.txt"
+    process = launch_in_background(processes, "train_eccl.py", *words, log=log, start_new_session=True)
+    wait_until(lambda: "'loss'" in log.read_text())
+    (os.killpg if whom == "group" else os.kill)(process.pid, signal.SIGTERM)
+    process.wait(timeout=60)
+    wait_until(lambda: "SIGTERM: stopped after step" in log.read_text())
+    found = last_complete_checkpoint(tmp_path / "out", pytest.fail)
+    assert (found / OBJECTIVE_FILE).is_file() and safetensors.torch.load_file(found / "adapter_model.safetensors")

@@ -1,0 +1,200 @@
+import random
+from collections import Counter
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from accelerate.data_loader import BatchSamplerShard
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torch.utils.data import BatchSampler
+from transformers import CLIPTokenizer
+
+import eccl.dataset_scripts  # noqa: F401  (registers the builders)
+from eccl.encoding_eccl import embed_captions, embed_images
+from eccl.processing_eccl import ECCLImageProcessor, ECCLProcessor
+from eccl.training.augmentation import augment_image, drop_words, random_erase
+from eccl.training.pairs import CaptionPairs, PairCollator
+from eccl.training.samplers import IdentitySampler, PairSampler
+from eccl.utils import shipped
+from helpers import clip_tokenizer
+
+
+@pytest.fixture
+def processor():
+    tokenizer = CLIPTokenizer().train_new_from_iterator(["a person in a coat"], vocab_size=50)
+    return ECCLProcessor(ECCLImageProcessor(size={"height": 32, "width": 16}), tokenizer)
+
+
+@pytest.fixture
+def rows(make_raw):
+    return datasets.load_dataset("cuhk_pedes", data_dir=str(make_raw()[0]), split="train")
+
+
+def test_every_caption_pairs_with_its_image_once(rows, processor):
+    pairs = CaptionPairs(rows, processor, augment=False)
+    items = [pairs[index] for index in range(len(pairs))]
+    found = [(item["file_path"], item["caption"]) for item in items]
+    assert found == [(row["file_path"], caption) for row in rows for caption in row["captions"]]
+    assert [item["person_label"] for item in items] == [0, 0, 0, 0, 1, 1, 2, 2]
+    assert pairs.num_persons == 3
+
+
+def test_an_item_depends_on_seed_epoch_and_pair_alone(rows, processor):
+    pairs, again = CaptionPairs(rows, processor, seed=3), CaptionPairs(rows, processor, seed=3)
+    length = len(pairs)
+    first = [pairs[index]["pixel_values"] for index in range(length)]
+    for index in reversed(range(length)):
+        assert torch.equal(again[index]["pixel_values"], first[index])
+    assert any(not torch.equal(pairs[length + index]["pixel_values"], first[index]) for index in range(length))
+    other = CaptionPairs(rows, processor, seed=4)
+    assert any(not torch.equal(other[index]["pixel_values"], first[index]) for index in range(length))
+
+
+def test_a_batch_is_padded_to_its_longest_caption(rows, processor):
+    pairs = CaptionPairs(rows, processor, augment=False)
+    batch = PairCollator(processor)([pairs[0], pairs[5]])
+    longest = max(len(processor.tokenizer(pairs[index]["caption"])["input_ids"]) for index in (0, 5))
+    assert batch["input_ids"].shape == (2, longest)
+    assert batch["pixel_values"].shape == (2, 3, 32, 16)
+    assert batch["rows"].tolist() == [0, 2] and batch["person_labels"].tolist() == [0, 1]
+
+
+def test_the_sampler_draws_each_pair_once_an_epoch_by_seed_and_epoch():
+    sampler = PairSampler(20, seed=5)
+    first = list(sampler)
+    assert sorted(first) == list(range(20)) == sorted(list(PairSampler(20, seed=5)))
+    assert list(PairSampler(20, seed=5)) == first != list(PairSampler(20, seed=6))
+    sampler.set_epoch(2)
+    assert sorted(sampler) == list(range(40, 60))
+    assert [index - 40 for index in sampler] != first
+    assert len(sampler) == 20
+
+
+def batches_of(sampler):
+    size = sampler.persons_per_batch * sampler.pairs_per_person
+    drawn = list(sampler)
+    assert len(drawn) == len(sampler) and len(drawn) % size == 0
+    return [drawn[start : start + size] for start in range(0, len(drawn), size)]
+
+
+@settings(deadline=None, max_examples=60)
+@given(data=st.data())
+def test_identity_batches_hold_n_persons_with_k_pairs_each(data):
+    sizes = data.draw(st.lists(st.integers(1, 9), min_size=2, max_size=12))
+    persons, pairs = data.draw(st.integers(1, len(sizes))), data.draw(st.integers(1, 5))
+    labels = torch.tensor([person for person, size in enumerate(sizes) for _ in range(size)])
+    labels = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))]
+    sampler = IdentitySampler(labels, persons, pairs, seed=data.draw(st.integers(0, 99)))
+    sampler.set_epoch(data.draw(st.integers(0, 3)))
+    assert len(sampler) >= len(labels) > len(sampler) - persons * pairs
+    drawn_of_person = Counter()
+    for batch in batches_of(sampler):
+        per_person = Counter(int(labels[index % len(labels)]) for index in batch)
+        assert len(per_person) == persons and set(per_person.values()) == {pairs}
+        # A pair is repeated within a batch only where its person has too few of them ...
+        drawn = Counter(index % len(labels) for index in batch)
+        for pair, times in drawn.items():
+            size = sizes[int(labels[pair])]
+            assert times <= -(-pairs // size) + 1 and (times == 1 or size < 2 * pairs)
+        # ... and then it is augmented differently.
+        assert len(set(batch)) == len(batch)
+        drawn_of_person.update(per_person)
+    # All persons come up before one comes again.
+    counts = [drawn_of_person[person] for person in range(len(sizes))]
+    assert max(counts) - min(counts) <= pairs
+
+
+def test_identity_batches_are_the_seeds_and_epochs():
+    labels = torch.arange(10).repeat_interleave(4)
+    sampler = IdentitySampler(labels, 4, 2, seed=1)
+    first = list(sampler)
+    assert first == list(sampler) == list(IdentitySampler(labels, 4, 2, seed=1))
+    assert first != list(IdentitySampler(labels, 4, 2, seed=2))
+    sampler.set_epoch(1)
+    second = list(sampler)
+    assert [index % 40 for index in second] != [index % 40 for index in first]
+    assert not set(first) & set(second)
+    # Over one epoch of 40 draws, each of the 40 pairs is drawn once: all persons have as many.
+    assert sorted(index % 40 for index in first) == list(range(40))
+
+
+def test_two_processes_share_an_identity_batch():
+    labels = torch.arange(6).repeat_interleave(5)
+    sampler = IdentitySampler(labels, persons_per_batch=4, pairs_per_person=2)
+    alone = batches_of(sampler)
+    shares = [
+        list(BatchSamplerShard(BatchSampler(sampler, batch_size=4, drop_last=False), 2, rank)) for rank in range(2)
+    ]
+    assert [first + second for first, second in zip(*shares, strict=True)] == alone
+
+
+def test_an_identity_batch_that_cannot_be_is_refused():
+    labels = torch.tensor([0, 0, 1])
+    with pytest.raises(ValueError, match="persons_per_batch is 3, it must be between 1 and the 2 persons"):
+        IdentitySampler(labels, 3, 2)
+    with pytest.raises(ValueError, match="pairs_per_person is 0"):
+        IdentitySampler(labels, 1, 0)
+
+
+def test_augmentation_flips_shifts_and_pads_with_black():
+    # A gradient from left to right, no black in it.
+    gradient = np.tile(np.linspace(50, 250, 128, dtype=np.uint8)[None, :, None], (384, 1, 3))
+    image = Image.fromarray(gradient)
+    results = [np.asarray(augment_image(image, 384, 128, random.Random(seed)))[..., 0] for seed in range(40)]
+    flipped = sum(result[192, 20] > result[192, 100] for result in results)
+    assert 10 < flipped < 30
+    rows_of_black = [int((result[:, 64] == 0).sum()) for result in results]
+    columns_of_black = [int((result[192] == 0).sum()) for result in results]
+    assert max(rows_of_black) <= 10 and max(columns_of_black) <= 10
+    assert len(set(rows_of_black)) > 3 and len(set(columns_of_black)) > 3
+    assert all(result.shape == (384, 128) for result in results)
+
+
+def test_random_erasing_covers_the_published_area_half_of_the_time():
+    shares = []
+    for seed in range(200):
+        pixels = random_erase(torch.zeros(3, 96, 32), (1.0, 2.0, 3.0), random.Random(seed))
+        erased = pixels[0] == 1
+        assert torch.equal(pixels[1] == 2, erased) and torch.equal(pixels[2] == 3, erased)
+        shares.append(erased.float().mean().item())
+    hit = [share for share in shares if share]
+    assert 70 < len(hit) < 130
+    assert min(hit) > 0.015 and max(hit) < 0.42
+
+
+def test_a_caption_loses_a_tenth_of_its_words_and_never_all():
+    words = [f"w{index}" for index in range(50)]
+    kept = Counter(word for seed in range(200) for word in drop_words(" ".join(words), random.Random(seed)).split())
+    assert 0.87 < sum(kept.values()) / (200 * 50) < 0.93
+    assert all(drop_words("person", random.Random(seed)) == "person" for seed in range(100))
+
+
+def test_embedding_in_any_batch_size_keeps_the_order(rows, processor, tiny_model):
+    # The tiny model knows fewer tokens than the tokenizer: keep to what it has.
+    special = dict.fromkeys(("bos_token_id", "eos_token_id"), None)
+    for name in special:
+        assert getattr(processor.tokenizer, name) < 60
+    tiny_model.text_model.config.eos_token_id = processor.tokenizer.eos_token_id
+    processor.tokenizer.model_max_length = 20
+    captions = ["a", "a person in a coat", "a coat", "person"]
+    tiny_model.resize_token_embeddings(len(processor.tokenizer))
+    tiny_model.train()
+    one = embed_captions(tiny_model, processor, captions, batch_size=1, progress=False)
+    many = embed_captions(tiny_model, processor, captions, batch_size=3, progress=False)
+    torch.testing.assert_close(one, many)
+    assert tiny_model.training
+    images = embed_images(tiny_model, processor, rows, batch_size=2, progress=False)
+    tiny_model.eval()
+    for index, row in enumerate(rows):
+        pixels = processor(images=row["image"], return_tensors="pt")["pixel_values"]
+        torch.testing.assert_close(images[index], tiny_model.get_image_features(pixels)[0].detach())
+
+
+def test_the_shipped_tokenizer_is_the_published_vocabulary():
+    tokenizer, published = shipped.clip_tokenizer(), clip_tokenizer()
+    assert tokenizer.get_vocab() == published.get_vocab()
+    for caption in ("a man's grey t-shirt", "porté naïve", "blue jeans and white sneakers 22"):
+        assert tokenizer(caption)["input_ids"] == published(caption)["input_ids"]

@@ -1,0 +1,152 @@
+"""The two cross-modal memories: what every person, and every image, of the training set looked and read like lately."""
+
+import torch
+from torch import nn
+
+from .losses import unit_rows
+
+
+class CrossModalMemory(nn.Module):
+    """Unit image and text vectors, one row a person (identity memory) or one row an image (instance memory).
+
+    The rows are buffers: they take part in `state_dict`, and no gradient reaches them. `ClusterMemory` and
+    `InstanceMemory` in the published code.
+
+    Args:
+        image_rows, text_rows: `(rows, dim)`; normalised here.
+        row_person_ids: `(rows,)`: the person that each row belongs to, labels `0 .. persons - 1`.
+        temperature: positive; 0.03 (identity) and 0.015 (instance) in the published run.
+        momentum: share of the old row that an update keeps, 0 to 1.
+        eps: added to the probability before the logarithm (1e-8 for the instance memory).
+
+    Raises:
+        ValueError: shapes that do not agree, a temperature or momentum out of range.
+    """
+
+    def __init__(
+        self,
+        image_rows: torch.Tensor,
+        text_rows: torch.Tensor,
+        row_person_ids: torch.Tensor,
+        temperature: float,
+        momentum: float,
+        eps: float = 0.0,
+    ):
+        super().__init__()
+        if image_rows.shape != text_rows.shape or len(row_person_ids) != len(image_rows):
+            raise ValueError(
+                f"image_rows are {tuple(image_rows.shape)}, text_rows {tuple(text_rows.shape)} and there are "
+                f"{len(row_person_ids)} row_person_ids: each row needs one of each"
+            )
+        if not temperature > 0:
+            raise ValueError(f"temperature is {temperature}, it must be positive")
+        if not 0 <= momentum <= 1:
+            raise ValueError(f"momentum is {momentum}, it must be between 0 and 1")
+        self.temperature, self.momentum, self.eps = temperature, momentum, eps
+        # A copy of its own: the rows are written in place.
+        self.register_buffer("image_rows", unit_rows(image_rows).clone())
+        self.register_buffer("text_rows", unit_rows(text_rows).clone())
+        self.register_buffer("row_person_ids", row_person_ids.clone())
+
+    def forward(
+        self, image_features: torch.Tensor, text_features: torch.Tensor, person_ids: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The correspondence losses: `-log(p + eps)`, `p` the softmax mass of the rows of the item's own person.
+
+        With one row a person and `eps` 0 this is the cross entropy with that row.
+
+        Args:
+            image_features, text_features: `(batch, dim)`, unnormalised.
+            person_ids: `(batch,)`.
+
+        Returns:
+            `loss_image_to_text` (images against text rows) and `loss_text_to_image`, each a mean over the batch.
+
+        Raises:
+            ValueError: a person that has no row.
+        """
+        has_row = (person_ids[:, None] == self.row_person_ids[None, :]).any(dim=1)
+        if not has_row.all():
+            raise ValueError(f"person {int(person_ids[~has_row][0])} has no row in the memory")
+        return (
+            self._loss(image_features, self.text_rows, person_ids),
+            self._loss(text_features, self.image_rows, person_ids),
+        )
+
+    def _loss(self, features: torch.Tensor, rows: torch.Tensor, person_ids: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(features.device.type, enabled=False):
+            log_probabilities = (unit_rows(features) @ rows.T / self.temperature).log_softmax(dim=1)
+        own = person_ids[:, None] == self.row_person_ids[None, :]
+        log_mass = log_probabilities.masked_fill(~own, -torch.inf).logsumexp(dim=1)
+        if self.eps:
+            return -(log_mass.exp() + self.eps).log().mean()
+        return -log_mass.mean()
+
+    @torch.no_grad()
+    def update(
+        self, image_features: torch.Tensor, text_features: torch.Tensor, rows: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Writes the items of a batch into their rows, as if one after the other.
+
+        `row = m * row + (1 - m) * normalize(feature)`, normalised again; images into image rows, texts into text rows.
+        An item whose row an earlier item of the batch wrote sees that write: the k-th writers of all rows make one
+        vectorised round.
+
+        Args:
+            image_features, text_features: `(batch, dim)`, unnormalised.
+            rows: `(batch,)`: the row of each item.
+
+        Returns:
+            How far the image rows and the text rows moved: `1 - cos(before, after)`, a mean over the rows written, 0 to
+            2; 0 where there are none.
+        """
+        features = torch.stack([unit_rows(image_features), unit_rows(text_features)])
+        written_rows = rows.unique()
+        before = [memory[written_rows] for memory in (self.image_rows, self.text_rows)]
+        for items in _rounds(rows):
+            targets = rows[items]
+            for memory, written in ((self.image_rows, features[0]), (self.text_rows, features[1])):
+                mixed = self.momentum * memory[targets] + (1 - self.momentum) * written[items]
+                memory[targets] = nn.functional.normalize(mixed, dim=-1)
+        image_drift, text_drift = (
+            (1 - (old * memory[written_rows]).sum(dim=1)).sum() / max(1, len(written_rows))
+            for old, memory in zip(before, (self.image_rows, self.text_rows), strict=True)
+        )
+        return image_drift, text_drift
+
+    @torch.no_grad()
+    def fill(self, image_features: torch.Tensor, text_features: torch.Tensor, rows: torch.Tensor) -> None:
+        """Starts every row at the mean of its items' unnormalised features, normalised.
+
+        Args:
+            image_features, text_features: `(items, dim)`, unnormalised; an item is an (image, caption) pair.
+            rows: `(items,)`: the row of each item; every row must have one.
+
+        Raises:
+            ValueError: a row without items, or an item without a row.
+        """
+        if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < len(self.image_rows):
+            raise ValueError(
+                f"rows go from {int(rows.min())} to {int(rows.max())}, the memory has {len(self.image_rows)} of them"
+            )
+        counts = torch.bincount(rows, minlength=len(self.image_rows))
+        if not counts.all():
+            raise ValueError(f"row {int((counts == 0).nonzero()[0])} of the memory has no item to start from")
+        for memory, features in ((self.image_rows, image_features), (self.text_rows, text_features)):
+            sums = torch.zeros_like(memory).index_add_(0, rows, features.to(memory.dtype))
+            memory.copy_(unit_rows(sums / counts[:, None]))
+
+    def extra_repr(self) -> str:
+        rows, dim = self.image_rows.shape
+        return f"rows={rows}, dim={dim}, temperature={self.temperature}, momentum={self.momentum}, eps={self.eps}"
+
+
+def _rounds(rows: torch.Tensor) -> list[torch.Tensor]:
+    """Item indices grouped so that round k holds each row's k-th item."""
+    order = rows.argsort(stable=True)
+    sorted_rows = rows[order]
+    position = torch.arange(len(rows), device=rows.device)
+    starts = torch.ones_like(sorted_rows, dtype=torch.bool)
+    starts[1:] = sorted_rows[1:] != sorted_rows[:-1]
+    occurrence = position - torch.where(starts, position, 0).cummax(dim=0).values
+    return [order[occurrence == round_] for round_ in range(int(occurrence.max()) + 1)] if len(rows) else []
