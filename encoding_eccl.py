@@ -37,26 +37,26 @@ class _EvaluationImages(Dataset):
 def embed_images(
     model: nn.Module,
     processor: ECCLProcessor,
-    rows: datasets.Dataset,
+    dataset: datasets.Dataset,
     batch_size: int = 64,
     num_workers: int = 0,
     progress: bool = True,
-    share: bool = False,
+    across_processes: bool = False,
 ) -> torch.Tensor:
     """Encodes each image of a split once, with evaluation transforms.
 
     Args:
         model: an [`ECCLModel`], or peft's wrapping of one; put into evaluation mode while it works.
-        rows: anything with a length and rows that have an `image`.
-        share: the processes of a launch share the work, and all get all; every one of them must call this.
+        dataset: anything with a length and items that have an `image`.
+        across_processes: the processes of a launch share the work, and all get all; every one of them must call this.
 
     Returns:
-        `(rows, projection_dim)` on the CPU, float32, unnormalised.
+        `(images, projection_dim)` on the CPU, float32, unnormalised.
     """
-    batches = [range(start, min(start + batch_size, len(rows))) for start in range(0, len(rows), batch_size)]
+    batches = [range(start, min(start + batch_size, len(dataset))) for start in range(0, len(dataset), batch_size)]
     loader = DataLoader(
-        _EvaluationImages(rows, processor),
-        batch_sampler=_own_batches(batches, share),
+        _EvaluationImages(dataset, processor),
+        batch_sampler=_own_batches(batches, across_processes),
         num_workers=num_workers,
         worker_init_fn=leave_process_group,
     )
@@ -65,7 +65,7 @@ def embed_images(
             model.get_image_features(pixels.to(model.device)).float().cpu()
             for pixels in tqdm(loader, desc="encoding images", leave=False, disable=not progress)
         ]
-    return torch.cat(_all_batches(features, len(batches), share))
+    return torch.cat(_all_batches(features, len(batches), across_processes))
 
 
 @torch.no_grad()
@@ -75,9 +75,9 @@ def embed_captions(
     captions: Sequence[str],
     batch_size: int = 256,
     progress: bool = True,
-    share: bool = False,
+    across_processes: bool = False,
 ) -> torch.Tensor:
-    """Encodes captions, those of like length together; `share` as in [`embed_images`].
+    """Encodes captions, those of like length together; `across_processes` as in [`embed_images`].
 
     Returns:
         `(captions, projection_dim)` in the order given, on the CPU, float32, unnormalised.
@@ -86,35 +86,35 @@ def embed_captions(
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     features = []
     with _evaluating(model):
-        own = _own_batches(batches, share)
+        own = _own_batches(batches, across_processes)
         for batch in tqdm(own, desc="encoding captions", leave=False, disable=not progress):
             chosen = [captions[index] for index in batch]
             input_ids = processor(text=chosen, return_tensors="pt")["input_ids"].to(model.device)
             features.append(model.get_text_features(input_ids).float().cpu())
-    features = torch.cat(_all_batches(features, len(batches), share))
+    features = torch.cat(_all_batches(features, len(batches), across_processes))
     result = torch.empty_like(features)
     result[torch.tensor(order)] = features
     return result
 
 
-def _world(share: bool) -> tuple[int, int]:
+def _world(across_processes: bool) -> tuple[int, int]:
     """This process's rank and how many there are, where they share the work."""
-    if not share or not torch.distributed.is_initialized():
+    if not across_processes or not torch.distributed.is_initialized():
         return 0, 1
     return torch.distributed.get_rank(), torch.distributed.get_world_size()
 
 
-def _own_batches(batches: list[Sequence[int]], share: bool) -> list[Sequence[int]]:
+def _own_batches(batches: list[Sequence[int]], across_processes: bool) -> list[Sequence[int]]:
     """What this process encodes. Batches are the same for any number of processes, and so are their features."""
-    rank, world_size = _world(share)
+    rank, world_size = _world(across_processes)
     # As many for each process, where need be the last one again: a sharded model is gathered by all of them at once.
     filling = [batches[-1]] * (-len(batches) % world_size)
     return [*batches, *filling][rank::world_size]
 
 
-def _all_batches(features: list[torch.Tensor], count: int, share: bool) -> list[torch.Tensor]:
+def _all_batches(features: list[torch.Tensor], count: int, across_processes: bool) -> list[torch.Tensor]:
     """The features of all batches in order, of which each process has every n-th."""
-    _, world_size = _world(share)
+    _, world_size = _world(across_processes)
     if world_size == 1:
         return features
     gathered: list = [None] * world_size
@@ -126,7 +126,7 @@ class SplitEmbeddings(NamedTuple):
     """A split encoded: every caption as a query, every image as the gallery; on the CPU, unnormalised.
 
     Args:
-        text_embeds: `(captions, dim)`, in the order of the rows.
+        text_embeds: `(captions, dim)`, in the order of the dataset.
         query_person_ids: `(captions,)`.
         image_embeds: `(images, dim)`.
         gallery_person_ids: `(images,)`.
@@ -141,21 +141,25 @@ class SplitEmbeddings(NamedTuple):
 def embed_split(
     model: nn.Module,
     processor: ECCLProcessor,
-    rows: datasets.Dataset,
+    dataset: datasets.Dataset,
     batch_size: int = 64,
     num_workers: int = 0,
     progress: bool = True,
-    share: bool = False,
+    across_processes: bool = False,
 ) -> SplitEmbeddings:
     """Encodes each image and each caption of a split once; the arguments are those of [`embed_images`]."""
-    captions = rows["captions"]
-    person_ids = torch.tensor(rows["person_id"])
+    captions = dataset["captions"]
+    person_ids = torch.tensor(dataset["person_id"])
     return SplitEmbeddings(
         embed_captions(
-            model, processor, [caption for own in captions for caption in own], progress=progress, share=share
+            model,
+            processor,
+            [caption for own in captions for caption in own],
+            progress=progress,
+            across_processes=across_processes,
         ),
         person_ids.repeat_interleave(torch.tensor([len(own) for own in captions])),
-        embed_images(model, processor, rows, batch_size, num_workers, progress, share),
+        embed_images(model, processor, dataset, batch_size, num_workers, progress, across_processes),
         person_ids,
     )
 

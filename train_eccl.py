@@ -1,10 +1,23 @@
-"""Trains ECCL: `accelerate launch train_eccl.py RECIPE.yaml --flag value ...`; flags override the recipe."""
+"""Trains ECCL: a recipe, and options that override it.
 
+accelerate launch train_eccl.py RECIPE --data_dir DIR --init_from CLIP --output_dir DIR
+"""
+
+import argparse
 import json
+import os
 import platform
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Literal
+
+from eccl.utils.command_line import command, say
+from eccl.utils.shipped import find_recipe
+
+# The imports below take seconds; only the first process of a machine reports.
+if __name__ == "__main__" and os.environ.get("LOCAL_RANK", "0") == "0":
+    say("train_eccl: loading torch and transformers")
 
 import datasets
 import torch
@@ -13,11 +26,9 @@ import yaml
 from peft import PeftModel
 from transformers import CLIPTokenizer, HfArgumentParser, set_seed
 
-import eccl.dataset_scripts
-from eccl.configuration_eccl import ECCLConfig
-from eccl.dataset_scripts.annotations import SplitSize, size_differences
-from eccl.dataset_scripts.base import canonical_split
-from eccl.dataset_scripts.synthetic import LABELS_FILE
+from eccl.configuration_eccl import ECCLConfig, checkpoint_kind
+from eccl.dataset_scripts import BENCHMARKS
+from eccl.dataset_scripts.base import PersonRetrievalBuilder, canonical_split, published_differences
 from eccl.eval.reports import published_rows
 from eccl.hub.adapter import attach_lora, count_parameters, merge_lora, save_adapter
 from eccl.hub.model_card import METRICS, Facts, Result, make_model_card
@@ -31,201 +42,291 @@ from eccl.training.trainer import ECCLTrainer
 _METHODS = {
     "lora": "A CLIP for images of people with deep coupled prompts and LoRA, trained with a triplet alignment loss and "
     "two cross-modal memories (ECCL).",
-    "full": "A CLIP for images of people, every parameter of it trained.",
+    "full": "A CLIP for images of people; every parameter was trained.",
 }
-_LOSSES = ("tal_weight", "identity_memory_weight", "instance_memory_weight", "contrastive_weight", "attribute_weight")
 _SETTINGS = {
-    "lora": ("learning_rate", "lora_learning_rate", "lora_rank", "lora_alpha", "weight_decay", "augment", *_LOSSES),
-    "full": ("learning_rate", "weight_decay", "augment", *_LOSSES),
+    "lora": ("learning_rate", "lora_learning_rate", "lora_rank", "lora_alpha", "weight_decay", "augment"),
+    "full": ("learning_rate", "weight_decay", "augment"),
+}
+# The published run prompts all 12 layers of ViT-B/16.
+_PROMPT_DEPTH = 12
+_IMAGE_SIZE = (384, 128)
+# The options that `--help` shows, by group; `--help_all` shows the others, those of transformers, too.
+_HELP_GROUPS = {
+    "data": ("dataset_name", "data_dir", "on_bad_image", "eval_split", "output_dir", "dataloader_num_workers"),
+    "model": (
+        *("init_from", "image_size", "num_prompt_tokens", "prompt_depth", "tune", "lora_rank", "lora_alpha"),
+        *("attn_implementation", "scratch_config", "vocab_size", "save_dtype"),
+    ),
+    "losses": (
+        *("losses", "tal_temperature", "tal_margin", "identity_memory_temperature", "identity_memory_momentum"),
+        *("instance_memory_temperature", "instance_memory_momentum"),
+    ),
+    "optimisation": (
+        *("num_train_epochs", "max_steps", "per_device_train_batch_size", "learning_rate", "lora_learning_rate"),
+        *("warmup_epochs", "weight_decay", "decoupled_weight_decay", "adam_epsilon", "max_grad_norm", "bf16", "seed"),
+        *("sampler", "pairs_per_person", "augment", "embed_chunk_size"),
+    ),
+    "evaluation and checkpoints": (
+        *("eval_strategy", "save_strategy", "save_total_limit", "load_best_model_at_end", "metric_for_best_model"),
+        *("resume_from_checkpoint", "logging_steps", "report_to"),
+    ),
+    "publishing": ("push_to_hub", "hub_model_id", "hub_private_repo"),
 }
 
 
 @dataclass
 class DataArguments:
-    """Which benchmark, and where it lies."""
+    """The benchmark, and where it is."""
 
     dataset_name: str | None = field(
-        default=None, metadata={"help": f"One of {', '.join(eccl.dataset_scripts.BENCHMARKS)}."}
+        default=None, metadata={"help": "Name of the benchmark.", "choices": list(BENCHMARKS)}
     )
-    data_dir: str | None = field(default=None, metadata={"help": "The benchmark's folder, or the one that holds it."})
-    on_bad_image: str = field(default="error", metadata={"help": "error, or skip: leave unreadable images out."})
+    data_dir: str | None = field(
+        default=None, metadata={"help": "The benchmark's folder, or the folder that contains it."}
+    )
+    on_bad_image: Literal["error", "skip"] = field(
+        default="error",
+        metadata={
+            "help": "error: refuse a benchmark with unreadable images; skip: leave these images out and name them."
+        },
+    )
 
 
 @dataclass
 class ModelArguments:
-    """What training starts from: a trained CLIP, or nothing."""
+    """The model that training starts from: a trained CLIP, or random weights."""
 
     init_from: str | None = field(
         default=None,
-        metadata={"help": "A CLIP by Hub id or folder, or an ECCL model without prompts. Without it: from scratch."},
+        metadata={"help": "Hub id or folder of a CLIP, or of an ECCL model without prompts (default: random weights)."},
     )
     image_size: list[int] | None = field(
         default=None,
-        metadata={"help": "Height and width; by default an ECCL backbone's own, else 384 128.", "nargs": 2},
+        metadata={
+            "help": "Height and width of the images (default: those of an ECCL backbone, else 384 128).",
+            "nargs": 2,
+        },
     )
-    attn_implementation: str = field(
-        default="sdpa", metadata={"help": "sdpa or eager; on a CPU eager trains faster where sequences are short."}
+    attn_implementation: Literal["sdpa", "eager"] = field(
+        default="sdpa", metadata={"help": "Implementation of attention; on a CPU, eager is faster for short sequences."}
     )
-    num_prompt_tokens: int = field(default=4, metadata={"help": "Prompt tokens a layer; 0 with --tune full."})
-    prompt_depth: int = field(default=12, metadata={"help": "Layers with prompts of their own."})
+    num_prompt_tokens: int = field(
+        default=4, metadata={"help": "Number of prompt tokens per layer; --tune full uses none."}
+    )
+    prompt_depth: int | None = field(
+        default=None,
+        metadata={
+            "help": "Number of layers, counted from the first, that get their own prompts (default: all layers of the "
+            "shallower encoder, at most 12)."
+        },
+    )
     scratch_config: dict | str | None = field(
-        default=None, metadata={"help": "Values of ECCLConfig (as JSON) for a model from scratch."}
+        default=None, metadata={"help": "Values of ECCLConfig as JSON, for a model with random weights."}
     )
-    save_dtype: str = field(
-        default="float32", metadata={"help": "Of the final model's weights: float32, bfloat16 or float16."}
+    save_dtype: Literal["float32", "bfloat16", "float16"] = field(
+        default="float32", metadata={"help": "Precision of the final model's weights."}
     )
-    vocab_size: int = field(default=1000, metadata={"help": "Of the tokenizer that a model from scratch gets."})
+    vocab_size: int = field(
+        default=1000,
+        metadata={"help": "Vocabulary size of the tokenizer that is made for a model with random weights."},
+    )
 
-    def __post_init__(self):
-        if self.save_dtype not in ("float32", "bfloat16", "float16"):
-            raise ValueError(f"save_dtype is {self.save_dtype!r}, it must be float32, bfloat16 or float16")
-        if self.attn_implementation not in ("sdpa", "eager"):
-            raise ValueError(f"attn_implementation is {self.attn_implementation!r}, it must be sdpa or eager")
+
+def make_parser() -> HfArgumentParser:
+    """Makes the parser of all options."""
+    # One worker per core would starve the training process itself.
+    cores, processes = os.cpu_count() or 1, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    parser = HfArgumentParser(
+        [DataArguments, ModelArguments, ECCLTrainingArguments],
+        prog="train_eccl.py",
+        usage="accelerate launch train_eccl.py [RECIPE] [--option value ...]",
+        description="RECIPE is a YAML file, or the name of one of this package (eccl_rstpreid). Options override it.",
+        allow_abbrev=False,
+        add_help=False,
+    )
+    parser.set_defaults(dataloader_num_workers=min(8, max(0, cores // processes - 1)))
+    general = parser.add_argument_group("general")
+    general.add_argument("--help", "-h", action="store_true", help="show the options of this project and exit")
+    general.add_argument("--help_all", action="store_true", help="show all options, transformers' too, and exit")
+    # transformers has a --debug too, with a value (underflow_overflow); alone, it is this project's.
+    debug = next(action for action in parser._actions if action.dest == "debug")
+    debug.help = "after an error, show the traceback instead of one line (with a value: transformers' debug mode)"
+    parser.error = _refuse  # type: ignore[method-assign]  # argparse has no other hook for errors of one line
+    return parser
+
+
+def _refuse(message: str) -> None:
+    raise ValueError(f"{message} (train_eccl.py --help lists the options)")
+
+
+def format_help(parser: argparse.ArgumentParser, everything: bool) -> str:
+    """Formats the help of the parser: this project's options in groups, then all others if `everything` is true."""
+    formatter = argparse.ArgumentDefaultsHelpFormatter(parser.prog, max_help_position=30, width=110)
+    formatter.add_usage(parser.usage, [], [])
+    formatter.add_text(parser.description)
+    # Of `--name`, `--name-with-dashes` and `--no_name`, the help shows the first.
+    actions: dict[str, argparse.Action] = {}
+    for action in parser._actions:
+        action.option_strings = action.option_strings[:1]
+        if isinstance(action.default, list):
+            action.default = " ".join(map(str, action.default))
+        elif action.default is None:
+            action.default = argparse.SUPPRESS
+        actions.setdefault(action.dest, action)
+    groups = {**_HELP_GROUPS, "general": ("help", "help_all", "debug")}
+    if everything:
+        shown = {name for names in groups.values() for name in names}
+        groups["options of transformers"] = tuple(name for name in actions if name not in shown)
+    for title, names in groups.items():
+        formatter.start_section(title)
+        formatter.add_arguments([actions[name] for name in names])
+        formatter.end_section()
+    return formatter.format_help()
 
 
 def parse_arguments(arguments: list[str]) -> tuple[DataArguments, ModelArguments, ECCLTrainingArguments]:
-    """Reads the recipe, if the first argument is one, then the flags over it.
+    """Reads the recipe, if the first argument names one, and then the options, which override it.
 
     Raises:
-        ValueError: a recipe that is no mapping, or has a key that is no argument.
+        ValueError: the recipe is not a mapping, or has a key that is not an option; or an option is wrong.
+        FileNotFoundError: there is no such recipe.
     """
-    parser = HfArgumentParser((DataArguments, ModelArguments, ECCLTrainingArguments), description=__doc__)
-    if arguments and arguments[0].endswith((".yaml", ".yml")):
-        recipe, arguments = Path(arguments[0]), arguments[1:]
-        values = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    parser = make_parser()
+    if arguments and not arguments[0].startswith("-"):
+        recipe, arguments = find_recipe(arguments[0]), arguments[1:]
+        try:
+            values = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+        except yaml.YAMLError as error:
+            raise ValueError(f"{recipe} is not YAML: {' '.join(str(error).split())}") from error
         if not isinstance(values, dict):
-            raise ValueError(f"{recipe} holds a {type(values).__name__}, it must map arguments to values")
-        known = {action.dest for action in parser._actions}
-        unknown = sorted(set(values) - known)
+            raise ValueError(f"{recipe} holds a {type(values).__name__}, it must map option names to values")
+        unknown = sorted(set(values) - {action.dest for action in parser._actions})
         if unknown:
-            raise ValueError(f"{recipe}: {', '.join(unknown)}: no such argument; see train_eccl.py --help")
+            raise ValueError(
+                f"{recipe}: unknown option {', '.join(unknown)}; train_eccl.py --help_all lists the options"
+            )
         parser.set_defaults(**values)
-    return parser.parse_args_into_dataclasses(arguments)
+    if {"--help", "-h", "--help_all"} & set(arguments):
+        print(format_help(parser, "--help_all" in arguments))
+        sys.exit()
+    arguments = [
+        word
+        for word, following in zip(arguments, [*arguments[1:], "--"], strict=True)
+        if word != "--debug" or not following.startswith("--")
+    ]
+    data, model, args, *_ = parser.parse_args_into_dataclasses(arguments, look_for_args_file=False)
+    return data, model, args
 
 
-def load_splits(
-    data: DataArguments, eval_split: str | None, evaluated: bool
-) -> tuple[datasets.Dataset, datasets.Dataset | None, str | None]:
-    """The training split, the split to evaluate on and its name: `val` by default, `test` where there is no val.
+@dataclass(frozen=True)
+class Splits:
+    """The splits of a run; without evaluation, `evaluation` and `eval_split` are `None`."""
 
-    Without evaluation the last two are `None`.
+    builder: PersonRetrievalBuilder
+    train: datasets.Dataset
+    evaluation: datasets.Dataset | None
+    eval_split: str | None
+
+
+def load_splits(data: DataArguments, eval_split: str | None, evaluated: bool) -> Splits:
+    """Loads the training split and the split to evaluate on: `val` by default, `test` if there is no val.
 
     Raises:
-        ValueError: no such benchmark or split.
+        ValueError: there is no such benchmark or split.
     """
-    if data.dataset_name not in eccl.dataset_scripts.BENCHMARKS:
-        raise ValueError(
-            f"dataset_name is {data.dataset_name!r}, it must be one of {', '.join(eccl.dataset_scripts.BENCHMARKS)}"
-        )
-    splits = datasets.load_dataset(data.dataset_name, data_dir=data.data_dir, on_bad_image=data.on_bad_image)
-    eval_split = (canonical_split(eval_split) or ("val" if "val" in splits else "test")) if evaluated else None
-    for split in ("train", eval_split):
+    if data.dataset_name not in BENCHMARKS:
+        raise ValueError(f"dataset_name is {data.dataset_name!r}, it must be one of {', '.join(BENCHMARKS)}")
+    builder = datasets.load_dataset_builder(data.dataset_name, data_dir=data.data_dir, on_bad_image=data.on_bad_image)
+    builder.download_and_prepare()
+    splits = builder.as_dataset()
+    name = (canonical_split(eval_split) or ("val" if "val" in splits else "test")) if evaluated else None
+    for split in ("train", name):
         if split is not None and split not in splits:
             raise ValueError(f"{data.dataset_name} in {data.data_dir} has no {split} split, only {', '.join(splits)}")
-    return splits["train"], splits[eval_split] if evaluated else None, eval_split
+    return Splits(builder, splits["train"], splits[name] if name else None, name)
 
 
 def build_model(arguments: ModelArguments, tune: str, train: datasets.Dataset) -> tuple[ECCLModel, ECCLProcessor]:
-    """A model with its processor: on a trained CLIP, or from scratch with a tokenizer made from the captions."""
+    """Builds a model and its processor: from a trained CLIP, or with random weights and a tokenizer of the captions."""
     if arguments.init_from is None:
-        model, processor = _from_scratch(arguments, train)
+        model, processor = _build_from_scratch(arguments, train)
     else:
-        model, processor = _from_backbone(arguments, tune)
+        model, processor = _build_from_backbone(arguments, tune)
     model.set_attn_implementation(arguments.attn_implementation)
     return model, processor
 
 
-def _from_backbone(arguments: ModelArguments, tune: str) -> tuple[ECCLModel, ECCLProcessor]:
-    source = arguments.init_from
+def _build_from_backbone(arguments: ModelArguments, tune: str) -> tuple[ECCLModel, ECCLProcessor]:
+    source = str(arguments.init_from)
     config = transformers.PreTrainedConfig.get_config_dict(source)[0]
     image_size = arguments.image_size
     if image_size is None:
-        is_eccl = config.get("model_type") == ECCLConfig.model_type
-        image_size = config["vision_config"]["image_size"] if is_eccl else (384, 128)
+        image_size = config["vision_config"]["image_size"] if checkpoint_kind(source) == "eccl" else _IMAGE_SIZE
+    prompt_depth = arguments.prompt_depth
+    if prompt_depth is None:
+        layers = (config.get(name, {}).get("num_hidden_layers", 12) for name in ("text_config", "vision_config"))
+        prompt_depth = min(_PROMPT_DEPTH, *layers)
     num_prompt_tokens = arguments.num_prompt_tokens if tune == "lora" else 0
-    model = ECCLModel.from_clip(source, tuple(image_size), num_prompt_tokens, arguments.prompt_depth)
+    height, width = image_size
+    model = ECCLModel.from_clip(source, (height, width), num_prompt_tokens, prompt_depth)
     return model, ECCLProcessor.for_model(model.config, CLIPTokenizer.from_pretrained(source))
 
 
-def _from_scratch(arguments: ModelArguments, train: datasets.Dataset) -> tuple[ECCLModel, ECCLProcessor]:
-    captions = (caption for own in train["captions"] for caption in own)
+def _build_from_scratch(arguments: ModelArguments, train: datasets.Dataset) -> tuple[ECCLModel, ECCLProcessor]:
+    captions = (caption for captions in train["captions"] for caption in captions)
     tokenizer = CLIPTokenizer().train_new_from_iterator(captions, vocab_size=arguments.vocab_size)
-    values = arguments.scratch_config or {}
-    values = json.loads(values) if isinstance(values, str) else dict(values)
+    given = arguments.scratch_config or {}
+    values: dict[str, Any] = json.loads(given) if isinstance(given, str) else dict(given)
     special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     values["text_config"] = {"vocab_size": len(tokenizer), **special, **values.get("text_config", {})}
     model = ECCLModel(ECCLConfig(**values, num_prompt_tokens=0))
     return model, ECCLProcessor.for_model(model.config, tokenizer)
 
 
-def read_attribute_labels(data_dir: str, rows: datasets.Dataset) -> tuple[list[torch.Tensor], list[int]]:
-    """What the synthetic benchmark knows of each training image, for `--attribute_weight`.
-
-    Returns:
-        For each row `(captions + 1, attributes)` class labels: what each caption mentions (-100 elsewhere), and last
-        what the image shows; and how many values each attribute has.
-
-    Raises:
-        FileNotFoundError: another benchmark than the synthetic one.
-    """
-    file = Path(data_dir) / LABELS_FILE
-    if not file.is_file():
-        raise FileNotFoundError(f"{file} is missing: attribute_weight is for the synthetic benchmark, which has it")
-    known = json.loads(file.read_text(encoding="utf-8"))
-    names = list(known["attributes"])
-    labels = []
-    for person_id, path in zip(rows["person_id"], rows["file_path"], strict=True):
-        shown = torch.tensor(known["people"][str(person_id)])
-        mentioned = torch.tensor([[name in said for name in names] for said in map(set, known["mentioned"][path])])
-        labels.append(torch.cat([shown.where(mentioned, -100), shown[None]]))
-    return labels, [len(values) for values in known["attributes"].values()]
-
-
+@command
 def main(arguments: list[str]) -> None:
     data, model_arguments, args = parse_arguments(arguments)
-    # The result is published once, whole; transformers would push each checkpoint of the adapter.
+    # The result is published once, at the end; transformers would push the adapter of each checkpoint.
     push, args.push_to_hub = args.push_to_hub, False
     if push and not args.hub_model_id:
         raise ValueError("push_to_hub needs hub_model_id: the name to publish under")
     set_seed(args.seed)
     with args.main_process_first(desc="reading the data set"):
-        train, evaluation, eval_split = load_splits(data, args.eval_split, args.eval_strategy != "no")
-    model, processor = build_model(model_arguments, args.tune, train)
-    attribute_labels, num_attribute_values = None, None
-    if args.attribute_weight:
-        attribute_labels, num_attribute_values = read_attribute_labels(data.data_dir, train)
-    pairs = CaptionPairs(train, processor, args.augment, args.seed, attribute_labels)
+        splits = load_splits(data, args.eval_split, args.eval_strategy != "no")
+    model, processor = build_model(model_arguments, args.tune, splits.train)
+    pairs = CaptionPairs(splits.train, processor, args.augment, args.seed)
     if args.tune == "lora":
         model = attach_lora(model, args.lora_rank, args.lora_alpha)
-    trainer = ECCLTrainer(
-        model,
-        args,
-        train_dataset=pairs,
-        eval_dataset=evaluation,
-        num_attribute_values=num_attribute_values,
-        processing_class=processor,
-    )
+    trainer = ECCLTrainer(model, args, train_dataset=pairs, eval_dataset=splits.evaluation, processing_class=processor)
     if trainer.is_world_process_zero():
-        trainable, total = count_parameters(model)
-        sizes = f"{pairs.num_persons} persons, {len(train)} images, {len(pairs)} pairs"
-        print(f"training on {data.dataset_name} train: {sizes}")
-        if evaluation is not None:
-            print(f"scored on {data.dataset_name} {eval_split}: {len(evaluation)} images")
-        print(f"{trainable:,} of {total:,} parameters train ({100 * trainable / total:.2f}%)")
+        print_summary(data, splits, pairs, model)
     # On a command line, True means the last checkpoint in output_dir.
     resume = {"true": True, "false": None}.get(str(args.resume_from_checkpoint).lower(), args.resume_from_checkpoint)
     duration = trainer.train(resume_from_checkpoint=resume).metrics["train_runtime"]
-    metrics = trainer.evaluate() if evaluation is not None else None
-    model = trainer.whole_model()
-    if trainer.is_world_process_zero():
-        facts = gather_facts(data, model_arguments, args, pairs, evaluation, eval_split, metrics, duration)
-        if arguments and arguments[0].endswith((".yaml", ".yml")):
-            facts.settings = {"recipe": Path(arguments[0]).name, **facts.settings}
-        save_result(model, processor, Path(args.output_dir), model_arguments, facts)
+    metrics = trainer.evaluate() if splits.evaluation is not None else None
+    whole_model = trainer.whole_model()
+    if whole_model is not None and trainer.is_world_process_zero():
+        facts = gather_facts(data, model_arguments, args, pairs, duration)
+        if arguments and not arguments[0].startswith("-"):
+            facts.settings = {"recipe": Path(arguments[0]).stem, **facts.settings}
+        if metrics is not None:
+            add_result(facts, data, args, splits, metrics)
+        save_result(whole_model, processor, Path(args.output_dir), model_arguments, facts)
         print(f"the model is in {args.output_dir}")
         if push:
             print(f"published: {publish(args.output_dir, args.hub_model_id, bool(args.hub_private_repo))}")
     trainer.accelerator.end_training()
+
+
+def print_summary(data: DataArguments, splits: Splits, pairs: CaptionPairs, model: ECCLModel | PeftModel) -> None:
+    """Prints the sizes of the data and the number of trained parameters."""
+    sizes = f"{pairs.num_persons} persons, {len(splits.train)} images, {len(pairs)} pairs"
+    print(f"training on {data.dataset_name} train: {sizes}")
+    if splits.evaluation is not None:
+        print(f"evaluating on {data.dataset_name} {splits.eval_split}: {len(splits.evaluation)} images")
+    trained, total = count_parameters(model)
+    print(f"{trained:,} of the {total:,} parameters are trained ({100 * trained / total:.2f}%)")
 
 
 def gather_facts(
@@ -233,45 +334,51 @@ def gather_facts(
     model_arguments: ModelArguments,
     args: ECCLTrainingArguments,
     pairs: CaptionPairs,
-    evaluation: datasets.Dataset | None,
-    eval_split: str | None,
-    metrics: dict[str, float] | None,
     duration: float,
 ) -> Facts:
-    """What the card of this run's result says."""
-    name = args.hub_model_id or Path(args.output_dir).resolve().name
+    """Gathers what the model card says of a run; the results come with [`add_result`]."""
     settings = {
         "epochs": args.num_train_epochs if args.max_steps < 0 else f"{args.max_steps} steps",
         "pairs a step": args.train_batch_size * args.world_size * args.gradient_accumulation_steps,
         "seed": args.seed,
-        **{field: getattr(args, field) for field in _SETTINGS[args.tune]},
+        "losses": ", ".join(f"{name} {weight:g}" for name, weight in args.loss_weights.items() if weight),
+        **{name: getattr(args, name) for name in _SETTINGS[args.tune]},
     }
     accelerator = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "CPU"
-    facts = Facts(
-        name,
+    return Facts(
+        args.hub_model_id or Path(args.output_dir).resolve().name,
         model_arguments.init_from,
         _METHODS[args.tune],
-        f"{data.dataset_name} train: {SplitSize(pairs.num_persons, len(pairs.rows), len(pairs))}",
+        f"{data.dataset_name} train: {pairs.num_persons:,} ids, {len(pairs.dataset):,} images, {len(pairs):,} captions",
         settings,
         duration,
         f"{args.world_size} x {accelerator}, {platform.system()} {platform.machine()}, torch {torch.__version__}, "
         f"transformers {transformers.__version__}",
     )
-    if metrics is None:
-        return facts
-    size = SplitSize.of(evaluation["person_id"], evaluation["captions"])
-    published = datasets.load_dataset_builder(data.dataset_name, data_dir=data.data_dir).config.layout.published_sizes
-    theirs = {eval_split: published[eval_split]} if eval_split in published else {}
-    figures = {metric: metrics[f"eval_{metric}"] for metric in METRICS}
-    differs = size_differences({eval_split: size}, theirs)
+
+
+def add_result(
+    facts: Facts, data: DataArguments, args: ECCLTrainingArguments, splits: Splits, metrics: dict[str, float]
+) -> None:
+    """Adds the figures of the final evaluation, and how the epoch was selected, to the facts of a run."""
+    evaluation, eval_split = splits.evaluation, str(splits.eval_split)
     facts.results.append(
-        Result(name, data.dataset_name, data.data_dir, eval_split, "text_to_image", False, size.captions, size.images,
-               figures, differs)
-    )  # fmt: skip
+        Result(
+            model=facts.name,
+            dataset=str(data.dataset_name),
+            data_dir=str(data.data_dir),
+            split=eval_split,
+            direction="text_to_image",
+            reranked=False,
+            queries=sum(map(len, evaluation["captions"])),
+            gallery=len(evaluation),
+            metrics={metric: metrics[f"eval_{metric}"] for metric in METRICS},
+            differs=published_differences(splits.builder.config.layout, eval_split, evaluation),
+        )
+    )
     if args.load_best_model_at_end:
-        best = args.metric_for_best_model.removeprefix("eval_")
+        best = str(args.metric_for_best_model).removeprefix("eval_")
         facts.selection = f"the evaluation with the best {best} on {eval_split}, the split that is scored below"
-    return facts
 
 
 def save_result(
@@ -281,7 +388,7 @@ def save_result(
     arguments: ModelArguments,
     facts: Facts,
 ) -> None:
-    """Writes the model as anyone loads it, prompts in, LoRA merged, with its card; `adapter/` is what was trained."""
+    """Writes the model with LoRA merged, its processor and its card; `adapter/` gets the trained parameters alone."""
     card = make_model_card(facts, {result.dataset: published_rows(result.dataset) for result in facts.results})
     if isinstance(model, PeftModel):
         save_adapter(model, output_dir / "adapter", arguments.init_from)
@@ -293,4 +400,4 @@ def save_result(
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

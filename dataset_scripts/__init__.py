@@ -1,4 +1,4 @@
-"""The benchmarks as `datasets` builders: importing this package lets `load_dataset` find them by name.
+"""The benchmarks as builders of `datasets`. After an import of this package, `load_dataset` finds them by name.
 
 import eccl.dataset_scripts
 datasets.load_dataset("cuhk_pedes", data_dir="/data/CUHK-PEDES")
@@ -15,9 +15,10 @@ BENCHMARKS = ("cuhk_pedes", "icfg_pedes", "rstpreid", "synthetic_pedes")
 
 
 class _ModuleFactory(datasets.load.PackagedDatasetModuleFactory):
-    """Skips what the library does first for its own formats: list and stat every file below `data_dir`.
+    """Does not list the files below `data_dir`, as the library does for its formats.
 
-    These builders know where their files are, and 40,000 images take it half a minute at each load.
+    The builders of the benchmarks know where their files are, and to list 40,000 images takes half a minute at each
+    load.
     """
 
     def get_module(self) -> datasets.load.DatasetModule:

@@ -1,11 +1,13 @@
-"""The builder that the benchmarks share."""
+"""The builder class that the benchmarks share."""
 
 import hashlib
 import os
 import re
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import datasets
 
@@ -14,13 +16,15 @@ from .annotations import (
     SPLIT_ALIASES,
     SPLITS,
     Layout,
+    Record,
     SplitSize,
     find_annotation,
-    left_out,
-    listed,
+    format_problems,
     read_records,
+    read_skipped_images,
     size_differences,
 )
+from .synthetic import LABELS_FILE
 
 FEATURES = datasets.Features(
     {
@@ -34,20 +38,20 @@ FEATURES = datasets.Features(
 _ALIAS = re.compile(rf"\b({'|'.join(SPLIT_ALIASES)})\b")
 
 
-@dataclass
+@dataclass(kw_only=True)
 class PersonRetrievalConfig(datasets.BuilderConfig):
-    """What `load_dataset(name, data_dir=..., **these)` takes.
+    """The arguments that `load_dataset(name, data_dir=..., ...)` accepts.
 
     Args:
-        layout: fixed by each benchmark.
+        layout: the layout of the benchmark; each benchmark sets it.
         on_bad_image: `error`, or `skip` to leave unreadable images out with a warning.
     """
 
-    layout: Layout | None = None
+    layout: Layout
     on_bad_image: str = "error"
 
-    def create_config_id(self, config_kwargs: dict, custom_features: datasets.Features | None = None) -> str:
-        """Names the cache by content: another annotation, or an image that changed, is another data set."""
+    def create_config_id(self, config_kwargs: dict[str, Any], custom_features: datasets.Features | None = None) -> str:
+        """Names the cache after the content: a changed annotation or image gives another data set."""
         if self.data_dir is None:
             raise ValueError(
                 f'data_dir is missing: load_dataset("{self.name}", data_dir="/path/to/{self.layout.folder}")'
@@ -58,21 +62,27 @@ class PersonRetrievalConfig(datasets.BuilderConfig):
 
 
 def _fingerprint(annotation: Path) -> str:
-    """Of the annotation's content, of the place, size and times of every file below `imgs/`, and of what is checked."""
+    """Returns a digest of the annotation's content, of the checks, and of every file below `imgs/`.
+
+    For these files, it covers the path, the size and the times of the last changes.
+    """
     digest = hashlib.sha256(annotation.read_bytes())
     digest.update(Path(annotations.__file__).read_bytes())
     for folder, subfolders, files in os.walk(annotation.parent / "imgs"):
         subfolders.sort()
         for name in sorted(files):
             status = os.stat(os.path.join(folder, name), follow_symlinks=False)
-            # A change of permissions, too, is one that the second time tells.
+            # A change of permissions changes only st_ctime.
             line = f"{folder}/{name} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}\n"
             digest.update(line.encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
 
 
-def canonical_split(split):
-    """A split as `load_dataset` takes it, with `validation` for `val` resolved; anything that is no name stays."""
+def canonical_split(split: Any) -> Any:
+    """Replaces `validation` by `val` in a split as `load_dataset` takes it, and in each split of a list.
+
+    Anything that is not a name or a list is returned unchanged.
+    """
     if isinstance(split, (list, tuple)):
         return [canonical_split(part) for part in split]
     if isinstance(split, (str, datasets.NamedSplit)):
@@ -80,12 +90,32 @@ def canonical_split(split):
     return split
 
 
+def published_differences(layout: Layout, split: str, dataset: datasets.Dataset) -> list[str]:
+    """Compares the size of a split with the published size.
+
+    Args:
+        layout: the layout of the benchmark; it has the published sizes.
+        split: `train`, `val` or `test`.
+        dataset: the split itself, with the columns `person_id` and `captions`.
+
+    Returns:
+        One line with both sizes if they differ. Empty if they are equal, or if no size of this split was published.
+    """
+    if split not in layout.published_sizes:
+        return []
+    size = SplitSize.of(dataset["person_id"], dataset["captions"])
+    return size_differences({split: size}, {split: layout.published_sizes[split]})
+
+
 class PersonRetrievalBuilder(datasets.GeneratorBasedBuilder):
-    """One row an image: `image` (by path), `person_id`, `image_id` (0.. within the split), `captions`, `file_path`.
+    """A data set with one row per image.
+
+    The columns are `image` (by path), `person_id`, `image_id` (counts from 0 in each split), `captions` and
+    `file_path`.
 
     Attributes:
-        homepage: where the owners say how to get the data.
-        terms: the licence and terms as the owners state them.
+        homepage: the page where the owners explain how to get the data.
+        terms: the licence and the terms, as the owners state them.
         citation: BibTeX.
     """
 
@@ -103,51 +133,60 @@ class PersonRetrievalBuilder(datasets.GeneratorBasedBuilder):
 
     @property
     def annotation(self) -> Path:
-        """The annotation file that is read."""
+        """The path of the annotation file."""
         return find_annotation(self.config.data_dir, self.config.layout)
 
-    def as_dataset(self, split=None, in_memory: bool = False):
-        self._warn_of_left_out()
+    def as_dataset(self, split: Any = None, in_memory: bool = False) -> datasets.Dataset | datasets.DatasetDict:
+        self._warn_about_skipped_images()
         return super().as_dataset(canonical_split(split), in_memory)
 
-    def as_streaming_dataset(self, split=None, base_path: str | None = None):
-        rows = super().as_streaming_dataset(canonical_split(split), base_path)
-        self._warn_of_left_out()
-        return rows
+    def as_streaming_dataset(
+        self, split: Any = None, base_path: str | None = None
+    ) -> datasets.IterableDataset | datasets.IterableDatasetDict:
+        dataset = super().as_streaming_dataset(canonical_split(split), base_path)
+        self._warn_about_skipped_images()
+        return dataset
 
     @property
     def _known_images(self) -> Path:
         return Path(self._cache_dir_root) / "eccl-checked-images" / f"{_fingerprint(self.annotation)}.json"
 
-    def _warn_of_left_out(self) -> None:
-        """At every load: rows that come from the cache lack what was left out when it was made."""
+    def _warn_about_skipped_images(self) -> None:
+        """Warns at every load, because a cached data set lacks the images that were skipped when it was made."""
         if self.config.on_bad_image == "skip":
-            count, lines = left_out(self._known_images)
+            count, lines = read_skipped_images(self._known_images)
             if count:
-                message = f"{self.annotation}: {count} unreadable images are left out: {listed(lines)}"
+                message = f"{self.annotation}: {count} unreadable images are left out: {format_problems(lines)}"
                 warnings.warn(message, stacklevel=3)
 
-    def _split_generators(self, dl_manager) -> list[datasets.SplitGenerator]:
-        layout, annotation = self.config.layout, self.annotation
-        records = read_records(annotation, layout, self.config.on_bad_image, self._known_images)
-        by_split = {split: [record for record in records if record["split"] == split] for split in SPLITS}
-        sizes = {
-            split: SplitSize.of((record["person_id"] for record in own), (record["captions"] for record in own))
-            for split, own in by_split.items()
-            if own
-        }
-        if differences := size_differences(sizes, layout.published_sizes):
-            warnings.warn(
-                f"{annotation} is not the published {layout.folder}: " + "".join(f"\n- {line}" for line in differences),
-                stacklevel=2,
-            )
+    def _split_generators(self, dl_manager: datasets.DownloadManager) -> list[datasets.SplitGenerator]:
+        annotation = self.annotation
+        records = read_records(annotation, self.config.layout, self.config.on_bad_image, self._known_images)
+        records_of = {split: [record for record in records if record["split"] == split] for split in SPLITS}
+        records_of = {split: split_records for split, split_records in records_of.items() if split_records}
+        self._warn_about_sizes(annotation, records_of)
         return [
-            datasets.SplitGenerator(name=split, gen_kwargs={"rows": list(enumerate(by_split[split]))})
-            for split in sizes
+            datasets.SplitGenerator(name=split, gen_kwargs={"numbered_records": list(enumerate(split_records))})
+            for split, split_records in records_of.items()
         ]
 
-    def _generate_examples(self, rows: list[tuple[int, dict]]):
-        for image_id, record in rows:
+    def _warn_about_sizes(self, annotation: Path, records_of: dict[str, list[Record]]) -> None:
+        """Warns if the sizes are not the published ones, unless the data set says that it is synthetic."""
+        if (annotation.parent / LABELS_FILE).is_file():
+            return
+        layout = self.config.layout
+        sizes = {
+            split: SplitSize.of(
+                (record["person_id"] for record in split_records), (record["captions"] for record in split_records)
+            )
+            for split, split_records in records_of.items()
+        }
+        if differences := size_differences(sizes, layout.published_sizes):
+            lines = "".join(f"\n- {line}" for line in differences)
+            warnings.warn(f"{annotation} is not the published {layout.folder}: {lines}", stacklevel=3)
+
+    def _generate_examples(self, numbered_records: list[tuple[int, Record]]) -> Iterator[tuple[int, dict[str, Any]]]:
+        for image_id, record in numbered_records:
             yield (
                 image_id,
                 {

@@ -5,7 +5,7 @@ from .base import PersonRetrievalBuilder, PersonRetrievalConfig
 
 
 class CuhkPedes(PersonRetrievalBuilder):
-    """CUHK-PEDES: train, val, test; two captions an image, a few images have more."""
+    """CUHK-PEDES has the splits train, val and test, and two captions per image; a few images have more."""
 
     BUILDER_CONFIGS = [
         PersonRetrievalConfig(
@@ -24,8 +24,8 @@ class CuhkPedes(PersonRetrievalBuilder):
     ]
     homepage = "https://github.com/ShuangLI59/Person-Search-with-Natural-Language-Description"
     terms = (
-        "On request from the owners, by e-mail from a university address, for academic use only. They state no licence "
-        "and no permission to pass the data on."
+        "The owners send the data on request, by e-mail from a university address, for academic use only. They state "
+        "no licence, and they give no permission to pass the data on."
     )
     citation = """@inproceedings{li2017person,
   title = {Person Search with Natural Language Description},

@@ -1,34 +1,32 @@
-"""Shows what a benchmark holds, once it passed every check: sizes, caption lengths, image sizes, and a contact sheet.
+"""Checks a benchmark completely, and prints its sizes, its caption lengths and its image sizes.
 
 python -m eccl.dataset_scripts.describe cuhk_pedes --data_dir /data/CUHK-PEDES
 """
 
-import argparse
 import statistics
-import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import datasets
 from PIL import Image
 from tqdm.auto import tqdm
-from transformers import CLIPTokenizer
 
-from ..processing_eccl import clean_caption
-from ..utils.sheets import draw_contact_sheet
-from ..utils.shipped import clip_tokenizer
+from ..utils.command_line import CommandParser, add_shared_option, command, say
 from . import BENCHMARKS
 from .annotations import SplitSize
 
-# Room for a caption in the published model: CLIP's 77 positions less 4 prompts.
+if TYPE_CHECKING:
+    from transformers import CLIPTokenizer
+
+# The longest caption, in tokens, of the published model: CLIP has 77 positions, and prompts take 4 of them.
 _MAX_TEXT_LENGTH = 73
 
 
 class Lengths(NamedTuple):
-    """How long captions are, in tokens with the start and end token."""
+    """Caption lengths in tokens, start and end tokens included; `too_long` is the number of captions over the limit."""
 
     shortest: int
     median: float
@@ -38,8 +36,16 @@ class Lengths(NamedTuple):
     too_long: int
 
 
-def caption_lengths(captions: Sequence[str], tokenizer: CLIPTokenizer, limit: int = _MAX_TEXT_LENGTH) -> Lengths:
-    """Counts the tokens of captions; `too_long` of them have more than `limit` and will be cut."""
+def caption_lengths(captions: Sequence[str], tokenizer: "CLIPTokenizer", limit: int = _MAX_TEXT_LENGTH) -> Lengths:
+    """Counts the tokens of captions.
+
+    Args:
+        captions: at least one caption.
+        tokenizer: a CLIP tokenizer.
+        limit: maximum length in tokens; longer captions are truncated in training and in evaluation.
+    """
+    from ..processing_eccl import clean_caption
+
     ids = tokenizer([clean_caption(caption) for caption in captions])["input_ids"]
     lengths = sorted(map(len, ids))
     return Lengths(
@@ -53,81 +59,120 @@ def caption_lengths(captions: Sequence[str], tokenizer: CLIPTokenizer, limit: in
 
 
 def image_kinds(paths: Sequence[str]) -> Counter[tuple[int, int, str]]:
-    """How many images have each width, height and mode (Pillow's: RGB, L, I;16, ...), read from their headers."""
+    """Counts the images of each width, height and mode.
 
-    def read(path: str) -> tuple[int, int, str]:
+    Only the headers of the files are read. The modes are those of Pillow (RGB, L, I;16, ...).
+    """
+
+    def read_header(path: str) -> tuple[int, int, str]:
         with Image.open(path) as image:
             return (*image.size, image.mode)
 
     with ThreadPoolExecutor() as pool:
-        return Counter(tqdm(pool.map(read, paths), total=len(paths), desc="image sizes", unit="image", leave=False))
+        headers = pool.map(read_header, paths)
+        return Counter(tqdm(headers, total=len(paths), desc="image sizes", unit="image", leave=False))
+
+
+def image_paths(dataset: datasets.Dataset) -> list[str]:
+    """Returns the path of each image of a split, in the order of its rows."""
+    return [image["path"] for image in dataset.cast_column("image", datasets.Image(decode=False))["image"]]
 
 
 def size_table(splits: datasets.DatasetDict, published: dict[str, SplitSize]) -> str:
-    """A Markdown table of ids, images and captions per split, with the published ones and whether they agree."""
+    """Makes a Markdown table with the ids, images and captions of each split, and the published size if it differs."""
     lines = ["| split | ids | images | captions | published |", "|---|--:|--:|--:|---|"]
-    for split, rows in splits.items():
-        size = SplitSize.of(rows["person_id"], rows["captions"])
-        theirs = published.get(split)
-        verdict = "not published" if theirs is None else "the same" if theirs == size else f"{theirs}"
+    for split, dataset in splits.items():
+        size = SplitSize.of(dataset["person_id"], dataset["captions"])
+        published_size = published.get(split)
+        if published_size is None:
+            verdict = "not published"
+        else:
+            verdict = "the same" if published_size == size else str(published_size)
         lines.append(f"| {split} | {size.ids:,} | {size.images:,} | {size.captions:,} | {verdict} |")
     return "\n".join(lines)
 
 
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m eccl.dataset_scripts.describe", description=__doc__.partition("\n")[0]
-    )
-    parser.add_argument("name", choices=BENCHMARKS)
-    parser.add_argument("--data_dir", required=True, help="the benchmark's folder, or the one that holds it")
-    parser.add_argument("--on_bad_image", choices=("error", "skip"), default="error")
-    parser.add_argument("--tokenizer", help="folder or Hub id of a CLIP tokenizer; CLIP's own by default")
-    parser.add_argument("--sheet", default="contact_sheet.png", help="the picture to write")
-    parser.add_argument("--seed", type=int, default=0, help="of the rows in the picture")
-    options = parser.parse_args(arguments)
-    sheet = Path(options.sheet).expanduser().absolute()
-    try:
-        if sheet.suffix.lower() not in Image.registered_extensions():
-            raise ValueError(f"{sheet} does not end as a picture does, in .png for one")
-        if not sheet.parent.is_dir():
-            raise FileNotFoundError(f"{sheet.parent} is not a folder: the picture cannot be written there")
-        tokenizer = CLIPTokenizer.from_pretrained(options.tokenizer) if options.tokenizer else clip_tokenizer()
-        builder = datasets.load_dataset_builder(
-            options.name, data_dir=options.data_dir, on_bad_image=options.on_bad_image
-        )
-        builder.download_and_prepare()
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
-    splits = builder.as_dataset()
-    print(f"{options.name} in {options.data_dir}\n")
-    print(size_table(splits, builder.config.layout.published_sizes))
-    captions = [caption for rows in splits.values() for own in rows["captions"] for caption in own]
+def _describe_captions(captions: Sequence[str], tokenizer: "CLIPTokenizer", tokenizer_name: str) -> str:
     lengths = caption_lengths(captions, tokenizer)
-    print(
-        f"\ncaptions, in tokens of {options.tokenizer or 'CLIP'}: {lengths.shortest} to {lengths.longest}, median "
-        f"{lengths.median:g}, mean {lengths.mean:.1f}, 95% up to {lengths.percentile_95}; {lengths.too_long:,} of "
-        f"{len(captions):,} are longer than {_MAX_TEXT_LENGTH} and will be cut"
+    return (
+        f"captions, in tokens of {tokenizer_name}: {lengths.shortest} to {lengths.longest}, median {lengths.median:g}, "
+        f"mean {lengths.mean:.1f}, 95% up to {lengths.percentile_95}; {lengths.too_long:,} of {len(captions):,} are "
+        f"longer than {_MAX_TEXT_LENGTH} and will be truncated"
     )
-    paths = [
-        image["path"]
-        for rows in splits.values()
-        for image in rows.cast_column("image", datasets.Image(decode=False))["image"]
-    ]
+
+
+def _describe_images(paths: Sequence[str]) -> Iterable[str]:
     kinds = image_kinds(paths)
-    widths, heights = (sorted(kind[axis] for kind in kinds.elements()) for axis in (0, 1))
+    widths = sorted(width for width, _, _ in kinds.elements())
+    heights = sorted(height for _, height, _ in kinds.elements())
     common = ", ".join(
         f"{width} x {height} {mode} ({count:,})" for (width, height, mode), count in kinds.most_common(3)
     )
-    print(
+    yield (
         f"images, width x height: {widths[0]} to {widths[-1]} x {heights[0]} to {heights[-1]}, median "
         f"{statistics.median(widths):g} x {statistics.median(heights):g}, most often {common}"
     )
     deep = sum(count for (_, _, mode), count in kinds.items() if mode.startswith(("I", "F")))
     if deep:
-        print(f"{deep:,} images have more than 8 bits a channel: all above 255 becomes white, convert them first")
-    everything = datasets.concatenate_datasets(list(splits.values()))
-    draw_contact_sheet(everything, seed=options.seed).save(sheet)
-    print(f"written: {sheet}")
+        yield (
+            f"{deep:,} images have more than 8 bits per channel: convert them first, because every value above 255 "
+            "becomes white"
+        )
+
+
+def _check_output(output: Path) -> None:
+    """Checks that a picture can be written, before the benchmark is read."""
+    if output.suffix.lower() not in Image.registered_extensions():
+        raise ValueError(f"--output is {output}, it must end like a picture file, for example in .png")
+    if not output.parent.is_dir():
+        raise FileNotFoundError(f"--output is {output}, but {output.parent} is not a folder")
+
+
+def make_parser() -> CommandParser:
+    parser = CommandParser("python -m eccl.dataset_scripts.describe", __doc__)
+    parser.add_argument("name", choices=BENCHMARKS, help="benchmark to describe")
+    add_shared_option(parser, "data_dir")
+    add_shared_option(parser, "on_bad_image")
+    add_shared_option(parser, "tokenizer")
+    add_shared_option(
+        parser, "output", help="picture file to write, for example a .png: random images with their captions"
+    )
+    add_shared_option(parser, "seed", help="seed that chooses the images in the picture")
+    return parser
+
+
+@command
+def main(arguments: list[str]) -> None:
+    options = make_parser().parse_args(arguments)
+    output = Path(options.output).expanduser().absolute() if options.output else None
+    if output:
+        _check_output(output)
+    say(f"checking {options.name} in {options.data_dir}")
+    # Imported here, so that --help and a mistake in the arguments answer at once.
+    from transformers import CLIPTokenizer
+
+    from ..utils.sheets import draw_contact_sheet
+    from ..utils.shipped import clip_tokenizer
+
+    tokenizer = CLIPTokenizer.from_pretrained(options.tokenizer) if options.tokenizer else clip_tokenizer()
+    builder = datasets.load_dataset_builder(options.name, data_dir=options.data_dir, on_bad_image=options.on_bad_image)
+    builder.download_and_prepare()
+    splits = builder.as_dataset()
+    print(f"{options.name} in {options.data_dir}\n")
+    print(size_table(splits, builder.config.layout.published_sizes) + "\n")
+    captions = [
+        caption
+        for dataset in splits.values()
+        for captions_of_image in dataset["captions"]
+        for caption in captions_of_image
+    ]
+    print(_describe_captions(captions, tokenizer, options.tokenizer or "CLIP"))
+    for line in _describe_images([path for dataset in splits.values() for path in image_paths(dataset)]):
+        print(line)
+    if output:
+        all_splits = datasets.concatenate_datasets(list(splits.values()))
+        draw_contact_sheet(all_splits, seed=options.seed).save(output)
+        print(f"picture: {output}")
 
 
 if __name__ == "__main__":

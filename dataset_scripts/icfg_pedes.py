@@ -5,7 +5,7 @@ from .base import PersonRetrievalBuilder, PersonRetrievalConfig
 
 
 class IcfgPedes(PersonRetrievalBuilder):
-    """ICFG-PEDES: train, test; one caption an image."""
+    """ICFG-PEDES has the splits train and test, and one caption per image."""
 
     BUILDER_CONFIGS = [
         PersonRetrievalConfig(
@@ -20,8 +20,8 @@ class IcfgPedes(PersonRetrievalBuilder):
     ]
     homepage = "https://github.com/zifyloo/SSAN"
     terms = (
-        "On request from the owners. The images are of MSMT17, which is on request itself. They state no permission to "
-        "pass the data on; the licence of the owners' repository is of its code."
+        "The owners send the data on request. The images come from MSMT17, whose owners also send it on request. No "
+        "permission to pass the data on is stated. The licence of the owners' repository covers its code."
     )
     citation = """@article{ding2021semantically,
   title = {Semantically Self-Aligned Network for Text-to-Image Part-aware Person Re-identification},

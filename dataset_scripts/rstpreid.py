@@ -5,7 +5,7 @@ from .base import PersonRetrievalBuilder, PersonRetrievalConfig
 
 
 class RstpReid(PersonRetrievalBuilder):
-    """RSTPReid: train, val, test; five images a person, two captions an image."""
+    """RSTPReid has the splits train, val and test, five images per person, and two captions per image."""
 
     BUILDER_CONFIGS = [
         PersonRetrievalConfig(
@@ -24,8 +24,8 @@ class RstpReid(PersonRetrievalBuilder):
     ]
     homepage = "https://github.com/NjtechCVLab/RSTPReid-Dataset"
     terms = (
-        "The owners' repository links the data publicly and carries the MIT licence, written for software. The images "
-        "are of MSMT17, which is on request: whether that licence covers them is doubtful."
+        "The owners' repository has a public link to the data, and the MIT licence, which is made for software. The "
+        "images come from MSMT17, whose owners send it on request: it is doubtful whether the MIT licence covers them."
     )
     citation = """@inproceedings{zhu2021dssl,
   title = {DSSL: Deep Surroundings-person Separation Learning for Text-based Person Retrieval},

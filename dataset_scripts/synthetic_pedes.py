@@ -1,4 +1,4 @@
-"""The synthetic benchmark, in whichever of the three layouts it was written."""
+"""The synthetic benchmark, in any of the three layouts."""
 
 from .annotations import Layout
 from .base import PersonRetrievalBuilder, PersonRetrievalConfig
@@ -6,7 +6,7 @@ from .synthetic import ANNOTATION_FILES
 
 
 class SyntheticPedes(PersonRetrievalBuilder):
-    """Drawn pedestrians with captions from a grammar; see `python -m eccl.dataset_scripts.synthetic`."""
+    """The synthetic benchmark: pedestrians are drawn, and a grammar writes the captions."""
 
     BUILDER_CONFIGS = [
         PersonRetrievalConfig(
@@ -14,4 +14,4 @@ class SyntheticPedes(PersonRetrievalBuilder):
             layout=Layout("synthetic_pedes", tuple(ANNOTATION_FILES.values()), ("file_path", "img_path")),
         )
     ]
-    terms = "Apache-2.0, as the generator; no photograph and no person is in it."
+    terms = "Apache-2.0, as for the generator. The data set contains no photographs and no real persons."

@@ -1,8 +1,10 @@
-"""The settings of a training run, and the published schedule."""
+"""The settings of a training run, and the published schedule of the learning rates."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import Any, Literal
 
 import torch
 from accelerate import PartialState
@@ -11,134 +13,233 @@ from transformers import TrainingArguments
 
 @dataclass
 class ECCLTrainingArguments(TrainingArguments):
-    """transformers' training arguments with ECCL's own, the published recipe being the default.
+    """The arguments of transformers' `TrainingArguments` and those of ECCL; the defaults are the published recipe.
 
-    The learning rate is stepped per epoch (see [`epoch_factor`]) unless `lr_scheduler_type` is set; the optimiser is
-    Adam with L2 decay, or AdamW with `decoupled_weight_decay`.
+    The learning rates are stepped per epoch (see [`epoch_factor`]) unless `lr_scheduler_type` is set. The optimiser is
+    Adam with L2 weight decay, or AdamW with `decoupled_weight_decay`.
     """
 
-    output_dir: str | None = field(default="eccl-output", metadata={"help": "Checkpoints and the final model."})
-    learning_rate: float = field(
-        default=1e-3, metadata={"help": "Of prompts and maps; of everything with --tune full."}
+    output_dir: str | None = field(
+        default="eccl-output", metadata={"help": "Folder for the checkpoints and the final model."}
     )
-    lora_learning_rate: float = field(default=1e-4, metadata={"help": "Of the LoRA matrices."})
-    weight_decay: float = field(default=4e-5, metadata={"help": "L2 decay of all that trains."})
-    decoupled_weight_decay: bool = field(default=False, metadata={"help": "AdamW's decay in place of L2."})
-    adam_epsilon: float = field(default=1e-3, metadata={"help": "Adam's eps; the published code's value."})
-    num_train_epochs: float = field(default=60, metadata={"help": "Passes over all pairs."})
-    warmup_epochs: int = field(default=5, metadata={"help": "Epochs over which the rate rises from a tenth."})
-    per_device_train_batch_size: int = field(default=128, metadata={"help": "Pairs per step and process."})
-    max_grad_norm: float = field(default=0.0, metadata={"help": "0 clips nothing, as published."})
+    tune: Literal["lora", "full"] = field(
+        default="lora", metadata={"help": "lora: train the prompts and LoRA; full: train every parameter."}
+    )
+    lora_rank: int = field(default=4, metadata={"help": "Rank of the LoRA matrices."})
+    lora_alpha: int = field(default=4, metadata={"help": "LoRA updates are scaled by alpha / rank."})
 
-    tune: str = field(default="lora", metadata={"help": "lora: prompts and LoRA; full: every parameter."})
-    lora_rank: int = field(default=4, metadata={"help": "Rank of the updates."})
-    lora_alpha: int = field(default=4, metadata={"help": "The updates are scaled by alpha / rank."})
-    sampler: str = field(
-        default="random",
+    losses: list[str] = field(
+        default_factory=lambda: ["tal=1", "identity_memory=1", "instance_memory=0.1"],
         metadata={
-            "help": "random: every pair once an epoch; identity: pairs_per_person pairs of each person of a batch."
+            "help": "Losses with their weights, for example: --losses tal=1 identity_memory=0.5. Known losses: "
+            "tal, identity_memory, instance_memory, contrastive, sdm, cmpm, identity_classification, and attribute "
+            "(synthetic benchmark only)."
         },
     )
-    pairs_per_person: int = field(
-        default=2, metadata={"help": "With --sampler identity; divides the batch of all processes."}
+    tal_temperature: float = field(
+        default=0.02, metadata={"help": "Temperature of the triplet alignment loss; must be positive."}
+    )
+    tal_margin: float = field(default=0.2, metadata={"help": "Margin of the triplet alignment loss; at least 0."})
+    identity_memory_temperature: float = field(
+        default=0.03, metadata={"help": "Temperature of the identity memory; must be positive."}
+    )
+    identity_memory_momentum: float = field(
+        default=0.1, metadata={"help": "Fraction of the old row that an update of the identity memory keeps, 0 to 1."}
+    )
+    instance_memory_temperature: float = field(
+        default=0.015, metadata={"help": "Temperature of the instance memory; must be positive."}
+    )
+    instance_memory_momentum: float = field(
+        default=0.1, metadata={"help": "Fraction of the old row that an update of the instance memory keeps, 0 to 1."}
+    )
+
+    num_train_epochs: float = field(default=60, metadata={"help": "Number of passes over all training pairs."})
+    per_device_train_batch_size: int = field(
+        default=128, metadata={"help": "Number of training pairs per step in each process."}
+    )
+    learning_rate: float = field(
+        default=1e-3,
+        metadata={"help": "Learning rate of the prompts and their projections; of everything with --tune full."},
+    )
+    lora_learning_rate: float = field(default=1e-4, metadata={"help": "Learning rate of the LoRA matrices."})
+    warmup_epochs: int = field(
+        default=5,
+        metadata={"help": "Number of epochs in which the learning rates rise from a tenth to their full value."},
+    )
+    weight_decay: float = field(default=4e-5, metadata={"help": "L2 weight decay of everything that is trained."})
+    decoupled_weight_decay: bool = field(
+        default=False, metadata={"help": "Use AdamW's decoupled weight decay instead of L2."}
+    )
+    adam_epsilon: float = field(default=1e-3, metadata={"help": "Epsilon of Adam; the published code uses 1e-3."})
+    max_grad_norm: float = field(
+        default=0.0, metadata={"help": "Largest norm of the gradient; 0, as published, does not clip it."}
     )
     embed_chunk_size: int | None = field(
         default=None,
         metadata={
-            "help": "Encode so many pairs at a time, and again in the backward pass: a whole batch in the memory of so "
-            "many, with the same gradients."
+            "help": "Encode this many captions and images at a time and recompute them in the backward pass, so that "
+            "only one chunk's activations are in memory. The gradients are the same."
         },
     )
-    augment: bool = field(default=True, metadata={"help": "The published augmentation of images and captions."})
-    eval_split: str | None = field(default=None, metadata={"help": "val by default, test where there is no val."})
-
-    tal_weight: float = field(default=1.0, metadata={"help": "Of the triplet alignment loss."})
-    tal_temperature: float = field(default=0.02, metadata={"help": "Positive."})
-    tal_margin: float = field(default=0.2, metadata={"help": "At least 0."})
-    identity_memory_weight: float = field(default=1.0, metadata={"help": "0 does without the memory."})
-    identity_memory_temperature: float = field(default=0.03, metadata={"help": "Positive."})
-    identity_memory_momentum: float = field(default=0.1, metadata={"help": "Share of the old row that stays."})
-    instance_memory_weight: float = field(default=0.1, metadata={"help": "0 does without the memory."})
-    instance_memory_temperature: float = field(default=0.015, metadata={"help": "Positive."})
-    instance_memory_momentum: float = field(default=0.1, metadata={"help": "Share of the old row that stays."})
-    contrastive_weight: float = field(default=0.0, metadata={"help": "Of InfoNCE at the model's own logit_scale."})
-    attribute_weight: float = field(
-        default=0.0, metadata={"help": "Of attribute prediction, for pre-training on the synthetic benchmark."}
+    augment: bool = field(
+        default=True,
+        metadata={"help": "Apply the published augmentation of images and captions (--no_augment: do not)."},
+    )
+    sampler: Literal["random", "identity"] = field(
+        default="random",
+        metadata={
+            "help": "random: each pair once per epoch; identity: each batch holds --pairs_per_person pairs of each of "
+            "its persons."
+        },
+    )
+    pairs_per_person: int = field(
+        default=2,
+        metadata={"help": "Pairs of each person in a batch with --sampler identity; must divide the global batch."},
     )
 
-    eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate."})
-    save_strategy: str = field(default="epoch", metadata={"help": "When to write a checkpoint."})
-    save_total_limit: int | None = field(default=1, metadata={"help": "Checkpoints kept beside the best."})
-    load_best_model_at_end: bool = field(default=True, metadata={"help": "Keep the best epoch, not the last."})
-    metric_for_best_model: str | None = field(default="rank1", metadata={"help": "rank1, mAP, ..."})
-    remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay off: the trainer needs them all."})
+    eval_split: str | None = field(
+        default=None, metadata={"help": "Split to evaluate on (default: val; test if there is no val)."}
+    )
+    eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate: no, steps, or epoch."})
+    save_strategy: str = field(
+        default="epoch", metadata={"help": "When to write a checkpoint: no, steps, epoch, or best."}
+    )
+    save_total_limit: int | None = field(
+        default=1, metadata={"help": "Number of checkpoints to keep in addition to the best one."}
+    )
+    load_best_model_at_end: bool = field(
+        default=True, metadata={"help": "Use the best epoch for the final model, not the last one."}
+    )
+    metric_for_best_model: str | None = field(
+        default="rank1",
+        metadata={"help": "Metric that decides which epoch is best: rank1, rank5, rank10, mAP, or mINP."},
+    )
+    resume_from_checkpoint: str | None = field(
+        default=None,
+        metadata={
+            "help": "True: continue from the last complete checkpoint in --output_dir, or start from the beginning if "
+            "there is none; a folder: continue from this checkpoint."
+        },
+    )
+    push_to_hub: bool = field(
+        default=False,
+        metadata={
+            "help": "Publish the final model once, at the end, as --hub_model_id (--hub_private_repo True: private)."
+        },
+    )
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "Must stay False: the trainer needs every column of a batch."}
+    )
+    ddp_find_unused_parameters: bool | None = field(
+        default=False, metadata={"help": "Search for parameters without a gradient in each step; no recipe needs it."}
+    )
 
-    def __post_init__(self):
-        # transformers takes bf16 without an accelerator only if the CPU is asked for.
+    def __post_init__(self) -> None:
+        # transformers accepts bf16 without an accelerator only if the CPU is asked for.
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         if self.use_cpu:
-            # transformers gives ddp_timeout to accelerators alone; the group of processes that is there stays.
+            # transformers applies ddp_timeout only to accelerators; a process group that exists already is kept.
             PartialState(cpu=True, backend=self.ddp_backend, timeout=timedelta(seconds=self.ddp_timeout))
         super().__post_init__()
+        self._check_objective()
+        self._check_batches()
+        self._check_precision()
+        self._refuse_arguments_without_effect()
+
+    def _check_objective(self) -> None:
         if self.tune not in ("lora", "full"):
             raise ValueError(f"tune is {self.tune!r}, it must be lora or full")
+        # Imported here: the table's module needs this one.
+        from .objective import LOSS_TERMS
+
+        if unknown := sorted(self.loss_weights.keys() - LOSS_TERMS.keys()):
+            raise ValueError(f"losses: unknown {', '.join(unknown)}; the known losses are {', '.join(LOSS_TERMS)}")
+        if not any(self.loss_weights.values()):
+            raise ValueError("losses: all weights are 0, so there is nothing to train")
+        for name in ("tal", "identity_memory", "instance_memory"):
+            if getattr(self, f"{name}_temperature") <= 0:
+                raise ValueError(f"{name}_temperature is {getattr(self, f'{name}_temperature')}, it must be positive")
+
+    def _check_batches(self) -> None:
         if self.sampler not in ("random", "identity"):
             raise ValueError(f"sampler is {self.sampler!r}, it must be random or identity")
         global_batch = self.train_batch_size * self.world_size
         if self.sampler == "identity" and (self.pairs_per_person < 1 or global_batch % self.pairs_per_person):
             raise ValueError(
                 f"pairs_per_person is {self.pairs_per_person}, it must divide the {global_batch} pairs of a batch "
-                "(per_device_train_batch_size times processes)"
+                "(per_device_train_batch_size times the number of processes)"
             )
         if self.embed_chunk_size is not None and self.embed_chunk_size < 1:
             raise ValueError(f"embed_chunk_size is {self.embed_chunk_size}, it must be at least 1")
-        weights = ("tal", "identity_memory", "instance_memory", "contrastive", "attribute")
-        for name in weights:
-            if getattr(self, f"{name}_weight") < 0:
-                raise ValueError(f"{name}_weight is {getattr(self, f'{name}_weight')}, it must not be negative")
-        if not any(getattr(self, f"{name}_weight") for name in weights):
-            raise ValueError("all loss weights are 0: there is nothing to train")
-        for name in ("tal", "identity_memory", "instance_memory"):
-            if getattr(self, f"{name}_temperature") <= 0:
-                raise ValueError(f"{name}_temperature is {getattr(self, f'{name}_temperature')}, it must be positive")
-        if self.optim != TrainingArguments.optim and self.optim != TrainingArguments.default_optim:
-            raise ValueError(f"optim is {self.optim!r}: ECCL trains with Adam, or AdamW with --decoupled_weight_decay")
-        if self.remove_unused_columns:
-            raise ValueError("remove_unused_columns must be False: the trainer needs every column of a batch")
-        unused = ("label_smoothing_factor", "optim_args", "optim_target_modules", "train_sampling_strategy")
-        unused += ("lr_scheduler_kwargs",) if self.epoch_schedule else ()
-        for name in unused:
-            if getattr(self, name) not in (getattr(TrainingArguments, name, None), None, {}):
-                raise ValueError(f"{name} is {getattr(self, name)!r}: it would do nothing here")
-        if self.fp16 and self.use_cpu:
-            raise ValueError("fp16 needs an accelerator: on a CPU, leave it out or take bf16")
-        if self.bf16_full_eval or self.fp16_full_eval:
-            raise ValueError("bf16_full_eval and fp16_full_eval must be False: evaluation is in float32")
         if self.auto_find_batch_size:
             raise ValueError(
-                "auto_find_batch_size must be False: the loss is of the whole batch; embed_chunk_size makes it fit"
+                "auto_find_batch_size must be False: the loss depends on the whole batch; to save memory, set "
+                "embed_chunk_size"
             )
+        if self.accelerator_config.split_batches or self.accelerator_config.dispatch_batches:
+            raise ValueError("split_batches and dispatch_batches must be off: each process makes its part of a batch")
+        if self.remove_unused_columns:
+            raise ValueError("remove_unused_columns must be False: the trainer needs every column of a batch")
+
+    def _check_precision(self) -> None:
+        if self.fp16 and self.use_cpu:
+            raise ValueError("fp16 needs an accelerator: on a CPU, leave it out or use bf16")
+        if self.bf16_full_eval or self.fp16_full_eval:
+            raise ValueError("bf16_full_eval and fp16_full_eval must be False: evaluation is in float32")
+
+    def _refuse_arguments_without_effect(self) -> None:
+        if self.optim not in (TrainingArguments.optim, TrainingArguments.default_optim):
+            raise ValueError(f"optim is {self.optim!r}: ECCL trains with Adam, or AdamW with --decoupled_weight_decay")
+        names = ["label_smoothing_factor", "optim_args", "optim_target_modules", "train_sampling_strategy"]
+        names += ["lr_scheduler_kwargs"] if self.epoch_schedule else []
+        for name in names:
+            if getattr(self, name) not in (getattr(TrainingArguments, name, None), None, {}):
+                raise ValueError(f"{name} is {getattr(self, name)!r}: it would do nothing here, leave it out")
         if self.enable_jit_checkpoint:
             raise ValueError("enable_jit_checkpoint must be False: SIGTERM writes a checkpoint without it")
-        if self.accelerator_config.split_batches or self.accelerator_config.dispatch_batches:
-            raise ValueError("split_batches and dispatch_batches must be off: each process makes its share of a batch")
         if self.epoch_schedule and self.warmup_steps:
             raise ValueError(
-                f"warmup_steps is {self.warmup_steps}, but the rate is stepped per epoch: set warmup_epochs, "
-                "or another lr_scheduler_type"
+                f"warmup_steps is {self.warmup_steps}, but the learning rates are stepped per epoch: set "
+                "warmup_epochs, or another lr_scheduler_type"
             )
 
     @property
+    def loss_weights(self) -> dict[str, float]:
+        """The weight of each loss by name. `losses` may be a list of `name=weight`, or a mapping as in a recipe.
+
+        Raises:
+            ValueError: an entry is not `name=weight`, is given twice, or its weight is negative or not a number.
+        """
+        given: Any = self.losses
+        entries = given.items() if isinstance(given, Mapping) else [str(entry).partition("=")[::2] for entry in given]
+        weights: dict[str, float] = {}
+        for name, text in entries:
+            try:
+                weight = float(text)
+            except (TypeError, ValueError):
+                weight = math.nan
+            if not 0 <= weight < math.inf:
+                raise ValueError(
+                    f"losses: the weight of {name!r} is {text!r}, it must be a number of at least 0 (tal=1)"
+                )
+            if name in weights:
+                raise ValueError(f"losses: {name!r} is given twice")
+            weights[name] = weight
+        return weights
+
+    @property
     def epoch_schedule(self) -> bool:
-        """Whether the published per-epoch schedule holds: any scheduler but transformers' default turns it off."""
+        """Whether the published per-epoch schedule is used; setting another `lr_scheduler_type` turns it off."""
         return self.lr_scheduler_type == "linear"
 
 
 def epoch_factor(epoch: int, num_epochs: int, warmup_epochs: int = 5) -> float:
-    """The factor on both learning rates: `0.1 + 0.9 e / w` for e < w, then `0.5 (1 + cos(pi (e - w) / (E - w)))`.
+    """Returns the factor on both learning rates in an epoch.
+
+    It is `0.1 + 0.9 e / w` in the warm-up epochs `e < w`, then `0.5 (1 + cos(pi (e - w) / (E - w)))`.
 
     Args:
-        epoch: from 0.
+        epoch: `e`, counted from 0.
         num_epochs: `E`.
         warmup_epochs: `w`.
     """

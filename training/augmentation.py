@@ -2,14 +2,15 @@
 
 import random
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from PIL import Image, ImageOps
 
 from ..processing_eccl import read_image
 
-# The published run pads by 10 pixels where images are 384 high; other sizes pad in proportion.
-_PADDING_SHARE = 10 / 384
+# The published run pads images of height 384 by 10 pixels; other heights are padded in proportion.
+_PADDING_PER_HEIGHT = 10 / 384
 _FLIP_PROBABILITY = 0.5
 _ERASE_PROBABILITY = 0.5
 _ERASE_AREA = (0.02, 0.4)
@@ -17,33 +18,35 @@ _ERASE_RATIO = (0.3, 3.3)
 _DROP_WORD_PROBABILITY = 0.1
 
 
-def augment_image(image: Image.Image, height: int, width: int, rng: random.Random) -> Image.Image:
-    """Resizes to `height` x `width` (Pillow bilinear), flips, pads with black and crops at random.
+def augment_image(image: Any, height: int, width: int, rng: random.Random) -> Image.Image:
+    """Resizes an image (Pillow bilinear), flips it with probability 0.5, pads it with black and crops it at random.
 
     Args:
-        image: any size, any mode.
-        height, width: of the result, in pixels.
-        rng: the only source of chance.
+        image: whatever [`~eccl.processing_eccl.read_image`] takes.
+        height, width: size of the result, in pixels.
+        rng: the only source of randomness.
 
     Returns:
         An RGB image.
     """
-    image = read_image(image).resize((width, height), Image.Resampling.BILINEAR)
+    resized = read_image(image).resize((width, height), Image.Resampling.BILINEAR)
     if rng.random() < _FLIP_PROBABILITY:
-        image = ImageOps.mirror(image)
-    padding = round(height * _PADDING_SHARE)
+        resized = ImageOps.mirror(resized)
+    padding = round(height * _PADDING_PER_HEIGHT)
     left, top = rng.randint(0, 2 * padding), rng.randint(0, 2 * padding)
-    return ImageOps.expand(image, padding).crop((left, top, left + width, top + height))
+    return ImageOps.expand(resized, padding).crop((left, top, left + width, top + height))
 
 
 def random_erase(pixels: torch.Tensor, fill: Sequence[float], rng: random.Random) -> torch.Tensor:
     """Overwrites a random rectangle of a normalised image (Random Erasing, AAAI 2020).
 
+    The rectangle appears with probability 0.5; it covers 0.02 to 0.4 of the image, and its ratio of height to width is
+    0.3 to 3.3.
+
     Args:
         pixels: `(channels, height, width)`, changed in place.
-        fill: a value for each channel.
-        rng: the only source of chance: whether (p 0.5), the area (0.02 to 0.4 of the image), the ratio height / width
-            (0.3 to 3.3) and the place.
+        fill: one value per channel.
+        rng: the only source of randomness.
 
     Returns:
         `pixels`.
@@ -51,7 +54,7 @@ def random_erase(pixels: torch.Tensor, fill: Sequence[float], rng: random.Random
     if rng.random() >= _ERASE_PROBABILITY:
         return pixels
     height, width = pixels.shape[-2:]
-    # A rectangle that does not fit is drawn anew, a hundred times at the most, as in the published augmentation.
+    # As in the published augmentation, a rectangle that does not fit is drawn again, at most a hundred times.
     for _ in range(100):
         area, ratio = rng.uniform(*_ERASE_AREA) * height * width, rng.uniform(*_ERASE_RATIO)
         erased_height, erased_width = round((area * ratio) ** 0.5), round((area / ratio) ** 0.5)
@@ -63,6 +66,9 @@ def random_erase(pixels: torch.Tensor, fill: Sequence[float], rng: random.Random
 
 
 def drop_words(caption: str, rng: random.Random) -> str:
-    """Drops each word with probability 0.1; a caption never loses all of them."""
+    """Drops each word of a caption with probability 0.1; a caption that would lose all its words stays whole."""
     words = caption.split()
     return " ".join(word for word in words if rng.random() >= _DROP_WORD_PROBABILITY) or caption
+
+
+__all__ = ["augment_image", "drop_words", "random_erase"]

@@ -1,4 +1,4 @@
-"""When a run writes checkpoints, and which of them are whole: a run may be killed at any moment."""
+"""When a run writes checkpoints, and which checkpoints are complete: a run may be killed at any moment."""
 
 import contextlib
 import json
@@ -19,10 +19,10 @@ _NAME = re.compile(r"checkpoint-(\d+)")
 
 
 def mark_complete(checkpoint: Path) -> None:
-    """Writes `complete.json`, the size of each file of a checkpoint by name, when all of them are on the disk.
+    """Writes `complete.json` with the size of each file of a checkpoint, after flushing these files to the disk.
 
     Args:
-        checkpoint: a folder to which nothing will be added.
+        checkpoint: a finished folder; nothing is added to it later.
     """
     sizes = {}
     for file in sorted(file for file in checkpoint.rglob("*") if file.is_file()):
@@ -35,10 +35,10 @@ def mark_complete(checkpoint: Path) -> None:
     _flush(checkpoint)
 
 
-def what_is_missing(checkpoint: Path) -> str | None:
-    """Why a checkpoint cannot be resumed from; `None` where it is whole."""
+def find_incompleteness(checkpoint: Path) -> str | None:
+    """Returns the reason why a checkpoint cannot be resumed from; `None` if it is complete."""
     if not checkpoint.is_dir():
-        return "there is no such folder"
+        return "the folder does not exist"
     record = checkpoint / COMPLETE_FILE
     if not record.is_file():
         return f"it has no {COMPLETE_FILE}, which is written last"
@@ -47,28 +47,28 @@ def what_is_missing(checkpoint: Path) -> str | None:
         if not file.is_file():
             return f"{name} is missing"
         if file.stat().st_size != size:
-            return f"{name} has {file.stat().st_size} bytes in place of {size}"
+            return f"{name} has {file.stat().st_size} bytes, it should have {size}"
     if not (checkpoint / SCHEDULER_NAME).is_file():
-        return f"it has no {SCHEDULER_NAME}, and no optimiser: save_only_model leaves them out"
+        return f"it has no {SCHEDULER_NAME} and no optimiser: --save_only_model leaves them out"
     return None
 
 
-def delete_older(checkpoint: Path, limit: int | None, best: str | None) -> None:
-    """Deletes what a run no longer needs, once a checkpoint is whole.
+def delete_older_checkpoints(checkpoint: Path, limit: int | None, best: str | None) -> None:
+    """Deletes the checkpoints that a run no longer needs, after a new one is complete.
 
-    The checkpoint itself and the best stay, then those written last; what is not whole goes first. transformers goes by
-    numbers where times lie close together, and would keep a later one that was never finished.
+    The new checkpoint and the best one are kept, then those written last. Incomplete checkpoints are deleted first.
+    transformers' own rotation can go by the step number, and can keep a later checkpoint that was never finished.
 
     Args:
-        checkpoint: the one just written.
-        limit: how many stay; `None` or 0 deletes nothing.
+        checkpoint: the checkpoint just written.
+        limit: number of checkpoints to keep; `None` or 0 deletes nothing.
         best: the checkpoint with the best metric.
     """
     if not limit or limit < 0:
         return
     kept = {checkpoint.resolve()} | ({Path(best).resolve()} if best else set())
     others = sorted(
-        (what_is_missing(folder) is None, _written_at(folder), number, folder)
+        (find_incompleteness(folder) is None, _written_at(folder), number, folder)
         for number, folder in _numbered(checkpoint.parent)
         if folder.resolve() not in kept
     )
@@ -82,18 +82,18 @@ def _written_at(checkpoint: Path) -> int:
     return record.stat().st_mtime_ns if record.is_file() else 0
 
 
-def last_complete_checkpoint(output_dir: Path, report: Callable[[str], None]) -> Path | None:
-    """The checkpoint with the most steps that is whole; `None` where there is none.
+def find_last_complete_checkpoint(output_dir: Path, report: Callable[[str], None]) -> Path | None:
+    """Finds the complete checkpoint with the most steps; `None` if there is none.
 
     Args:
-        output_dir: of the run; it need not be there.
-        report: is given a line for each checkpoint that is passed over.
+        output_dir: output folder of the run; it may be missing.
+        report: called with one line for each incomplete checkpoint.
     """
     for _, checkpoint in sorted(_numbered(output_dir), reverse=True):
-        missing = what_is_missing(checkpoint)
-        if missing is None:
+        problem = find_incompleteness(checkpoint)
+        if problem is None:
             return checkpoint
-        report(f"{checkpoint} is incomplete and passed over: {missing}")
+        report(f"{checkpoint} is incomplete and not used: {problem}")
     return None
 
 
@@ -103,25 +103,26 @@ def _numbered(output_dir: Path) -> list[tuple[int, Path]]:
 
 
 class CheckpointCallback(TrainerCallback):
-    """Moves the moments at which a checkpoint is written, so that a run resumed from it does what it would have done.
+    """Chooses when a checkpoint is written, so that a resumed run does exactly what the original would have done.
 
-    One that is due with the last step of an epoch, or of training, waits for the evaluation that follows. A log comes
-    before each, so that no mean goes over steps before and after. Once SIGTERM has reached any process, or the launcher
-    has gone, one is written after the step, and `stopping` is set.
+    A checkpoint due on the last step of an epoch, or of training, is delayed until after the evaluation that follows.
+    Before each checkpoint the values since the last log are logged, so that no logged mean mixes steps from before and
+    after it. After SIGTERM in any process, or if the launcher is gone, a checkpoint is written after the current step
+    and `stopping` is set.
 
     Args:
-        accelerator: `set_trigger` of any process asks for the stop.
+        accelerator: `set_trigger` in any process asks for the stop.
     """
 
     def __init__(self, accelerator: Accelerator):
         self.accelerator, self.stopping, self._is_due = accelerator, False, False
-        # A launcher that ends by a signal leaves its one process behind, to write where the next run writes.
+        # A launcher killed by a signal leaves its single process running, which would write into the next run's folder.
         self._launcher = os.getppid() if "ACCELERATE_MIXED_PRECISION" in os.environ else None
 
     def on_step_end(self, args, state, control, **kwargs):
         if self._launcher is not None and os.getppid() != self._launcher:
             self.accelerator.set_trigger()
-        # All processes take part in the check.
+        # A collective operation: every process must call it.
         self.stopping = self.accelerator.check_trigger() or self.stopping
         if self.stopping or control.should_save:
             self._is_due = state.epoch == int(state.epoch) or control.should_training_stop
@@ -134,7 +135,7 @@ class CheckpointCallback(TrainerCallback):
         self._log_first(args, control)
 
     def _log_first(self, args, control):
-        # Whether the best is saved shows only after its evaluation.
+        # With save_strategy "best", only the evaluation decides whether a checkpoint is written.
         may_save = control.should_save or (args.save_strategy == "best" and control.should_evaluate)
         if may_save and args.logging_strategy != "no":
             control.should_log = True
@@ -142,7 +143,7 @@ class CheckpointCallback(TrainerCallback):
 
 @contextlib.contextmanager
 def on_sigterm(action: Callable[[], None]) -> Iterator[None]:
-    """Calls `action` at SIGTERM meanwhile; outside the main thread, where Python takes no signals, does nothing."""
+    """Calls `action` on SIGTERM within the block; does nothing outside the main thread, where Python has no signals."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -166,9 +167,9 @@ def _flush(path: Path) -> None:
 __all__ = [
     "COMPLETE_FILE",
     "CheckpointCallback",
-    "delete_older",
-    "last_complete_checkpoint",
+    "delete_older_checkpoints",
+    "find_incompleteness",
+    "find_last_complete_checkpoint",
     "mark_complete",
     "on_sigterm",
-    "what_is_missing",
 ]

@@ -1,47 +1,54 @@
-"""What a run reports of its steps."""
+"""Means of the values that a run logs, and its speed."""
 
 import time
+from collections.abc import Callable, Mapping
 
 import torch
 
 
 class StepMonitor:
-    """Means of named values, and pairs a second, over the steps since the last report.
+    """Means of named values, and pairs per second, over the steps since the last report.
 
-    The clock runs from step to step, the loading of data included; `start` leaves out what happened since the last one,
-    an evaluation or a checkpoint.
+    The clock runs from step to step and so includes the loading of data. Call `start` after an evaluation or after a
+    checkpoint, so that their time is not counted.
+
+    Args:
+        clock: gives the time in seconds.
     """
 
-    def __init__(self):
-        self._clear()
-        self.start()
+    def __init__(self, clock: Callable[[], float] = time.perf_counter):
+        self._clock = clock
+        self._since = clock()
+        self._sums: dict[str, tuple[torch.Tensor, int]] = {}
+        self._pairs, self._seconds = 0, 0.0
 
     def start(self) -> None:
-        self._since = time.perf_counter()
+        """Starts the clock again: the time since the last step is not counted."""
+        self._since = self._clock()
 
-    def count(self, pairs: int) -> None:
-        """Ends a batch of so many pairs, those of all processes together."""
-        now = time.perf_counter()
+    def finish_step(self, pairs: int) -> None:
+        """Adds a step that ends now.
+
+        Args:
+            pairs: size of its batch over all processes.
+        """
+        now = self._clock()
         self._seconds, self._since = self._seconds + now - self._since, now
         self._pairs += pairs
 
-    def add(self, values: dict[str, torch.Tensor]) -> None:
-        """Takes in scalars; each name has a mean of its own."""
+    def add(self, values: Mapping[str, torch.Tensor]) -> None:
+        """Adds scalar tensors; each name has a mean for itself."""
         for name, value in values.items():
-            total, count = self._sums.get(name, (0.0, 0))
+            total, count = self._sums.get(name, (torch.zeros_like(value), 0))
             self._sums[name] = (total + value.detach(), count + 1)
 
     def report(self) -> dict[str, float]:
-        """The mean of each name, and `pairs_per_second`; empty where nothing was counted."""
+        """Returns the mean of each name and `pairs_per_second`, and starts new means; empty if nothing was added."""
         means = {name: float(total) / count for name, (total, count) in self._sums.items()}
         if self._pairs:
             means["pairs_per_second"] = self._pairs / self._seconds
-        self._clear()
+        self._sums, self._pairs, self._seconds = {}, 0, 0.0
         return means
-
-    def _clear(self) -> None:
-        self._sums: dict[str, tuple[torch.Tensor | float, int]] = {}
-        self._pairs, self._seconds = 0, 0.0
 
 
 __all__ = ["StepMonitor"]

@@ -1,127 +1,300 @@
-"""The objective of a run: a weighted sum of losses."""
+"""The objective of a run: a weighted sum of named losses.
+
+Each loss is a [`LossTerm`] in the table `LOSS_TERMS`. To add a loss, write one class and add one row to the table.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import nn
+from torch.utils.data import Dataset
 
 from .arguments import ECCLTrainingArguments
-from .losses import attribute_classification_loss, image_text_contrastive_loss, triplet_alignment_loss
+from .losses import (
+    cross_modal_projection_matching_loss,
+    identity_classification_loss,
+    image_text_contrastive_loss,
+    similarity_distribution_matching_loss,
+    triplet_alignment_loss,
+)
 from .memory import CrossModalMemory
+from .pairs import CaptionPairs
 
-_INSTANCE_EPS = 1e-8
+
+@dataclass(frozen=True)
+class PairBatch:
+    """The pairs of one batch, those of all processes together, after encoding.
+
+    Args:
+        image_features, text_features: `(batch, dim)`, unnormalised, of any precision; row i of both belongs to pair i.
+        logit_scale: the model's own factor on cosine similarities, a scalar.
+        person_labels: `(batch,)`: the person of each pair, a label `0 .. num_persons - 1`.
+        image_indices: `(batch,)`: the index of each pair's image in the training set.
+        extra: what a loss added to the items of the training set, by name; `(batch, ...)`.
+    """
+
+    image_features: torch.Tensor
+    text_features: torch.Tensor
+    logit_scale: torch.Tensor
+    person_labels: torch.Tensor
+    image_indices: torch.Tensor
+    extra: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+    def detach(self) -> "PairBatch":
+        """Returns the batch with features that have no gradient."""
+        return replace(self, image_features=self.image_features.detach(), text_features=self.text_features.detach())
+
+
+@dataclass(frozen=True)
+class EncodedTrainingSet:
+    """The training set before the first step, each image and each caption encoded once.
+
+    Args:
+        image_features, text_features: `(pairs, dim)`, unnormalised; an image with two captions appears twice.
+        person_labels, image_indices: `(pairs,)`, as in [`PairBatch`].
+    """
+
+    image_features: torch.Tensor
+    text_features: torch.Tensor
+    person_labels: torch.Tensor
+    image_indices: torch.Tensor
+
+
+class LossTerm(nn.Module):
+    """One named loss of the objective, with its settings, its state and its parameters, if it has any.
+
+    A subclass implements `forward`. Its buffers and parameters are saved in every checkpoint and restored on resume;
+    its parameters are trained with `learning_rate`.
+
+    Args:
+        args: settings of the run.
+        pairs: the training set.
+        dim: width of the features.
+    """
+
+    # Whether the loss sends a gradient to the model's logit_scale, which is frozen otherwise.
+    trains_logit_scale = False
+    # Whether `start` needs the features of the training set: one pass over it before the first step.
+    needs_start = False
+
+    def __init__(self, args: ECCLTrainingArguments, pairs: CaptionPairs, dim: int):
+        super().__init__()
+
+    def forward(self, batch: PairBatch) -> dict[str, torch.Tensor]:
+        """Computes the loss of a batch.
+
+        Returns:
+            The parts of the loss as float32 scalars, by the names that the log gives them after the name of the term:
+            usually `{"loss": value}`. The term is their sum.
+        """
+        raise NotImplementedError
+
+    def wrap_pairs(self, pairs: Dataset) -> Dataset:
+        """Returns the training set with the tensors that the loss needs added to its items; by default unchanged."""
+        return pairs
+
+    def start(self, training_set: EncodedTrainingSet) -> None:
+        """Fills the state before the first step; called only if `needs_start` is true, and not on resume."""
+
+    def update(self, batch: PairBatch) -> dict[str, torch.Tensor]:
+        """Changes the state after the backward pass of a step.
+
+        Returns:
+            Scalars to log, by the names that the log gives them after the name of the term.
+        """
+        return {}
+
+
+class TripletAlignmentTerm(LossTerm):
+    """TAL with `tal_temperature` and `tal_margin`: see [`~eccl.training.losses.triplet_alignment_loss`]."""
+
+    def __init__(self, args: ECCLTrainingArguments, pairs: CaptionPairs, dim: int):
+        super().__init__(args, pairs, dim)
+        self.temperature, self.margin = args.tal_temperature, args.tal_margin
+
+    def forward(self, batch: PairBatch) -> dict[str, torch.Tensor]:
+        loss = triplet_alignment_loss(
+            batch.image_features, batch.text_features, batch.person_labels, self.temperature, self.margin
+        )
+        return {"loss": loss}
+
+
+class _MemoryTerm(LossTerm):
+    """The correspondence losses of a [`~eccl.training.memory.CrossModalMemory`], which follows the training."""
+
+    needs_start = True
+    memory: CrossModalMemory
+
+    def rows_of(self, pairs: PairBatch | EncodedTrainingSet) -> torch.Tensor:
+        """`(pairs,)`: the row of the memory that each pair belongs to."""
+        raise NotImplementedError
+
+    def forward(self, batch: PairBatch) -> dict[str, torch.Tensor]:
+        image_to_text, text_to_image = self.memory(batch.image_features, batch.text_features, batch.person_labels)
+        return {"loss_i2t": image_to_text, "loss_t2i": text_to_image}
+
+    def start(self, training_set: EncodedTrainingSet) -> None:
+        self.memory.fill(training_set.image_features, training_set.text_features, self.rows_of(training_set))
+
+    def update(self, batch: PairBatch) -> dict[str, torch.Tensor]:
+        image_drift, text_drift = self.memory.update(batch.image_features, batch.text_features, self.rows_of(batch))
+        return {"drift_image": image_drift, "drift_text": text_drift}
+
+
+class IdentityMemoryTerm(_MemoryTerm):
+    """The identity memory: one row per person."""
+
+    def __init__(self, args: ECCLTrainingArguments, pairs: CaptionPairs, dim: int):
+        super().__init__(args, pairs, dim)
+        self.memory = CrossModalMemory(
+            torch.zeros(pairs.num_persons, dim),
+            torch.zeros(pairs.num_persons, dim),
+            torch.arange(pairs.num_persons),
+            args.identity_memory_temperature,
+            args.identity_memory_momentum,
+        )
+
+    def rows_of(self, pairs: PairBatch | EncodedTrainingSet) -> torch.Tensor:
+        return pairs.person_labels
+
+
+class InstanceMemoryTerm(_MemoryTerm):
+    """The instance memory: one row per image."""
+
+    def __init__(self, args: ECCLTrainingArguments, pairs: CaptionPairs, dim: int):
+        super().__init__(args, pairs, dim)
+        num_images = len(pairs.person_labels)
+        self.memory = CrossModalMemory(
+            torch.zeros(num_images, dim),
+            torch.zeros(num_images, dim),
+            pairs.person_labels,
+            args.instance_memory_temperature,
+            args.instance_memory_momentum,
+            eps=1e-8,
+        )
+
+    def rows_of(self, pairs: PairBatch | EncodedTrainingSet) -> torch.Tensor:
+        return pairs.image_indices
+
+
+class ContrastiveTerm(LossTerm):
+    """InfoNCE at the model's own `logit_scale`, which is trained with it."""
+
+    trains_logit_scale = True
+
+    def forward(self, batch: PairBatch) -> dict[str, torch.Tensor]:
+        return {"loss": image_text_contrastive_loss(batch.image_features, batch.text_features, batch.logit_scale)}
+
+
+class SimilarityDistributionTerm(LossTerm):
+    """SDM at the published scale of 50 (IRRA, CVPR 2023)."""
+
+    def forward(self, batch: PairBatch) -> dict[str, torch.Tensor]:
+        features = batch.image_features, batch.text_features
+        return {"loss": similarity_distribution_matching_loss(*features, batch.person_labels)}
+
+
+class ProjectionMatchingTerm(LossTerm):
+    """CMPM (ECCV 2018)."""
+
+    def forward(self, batch: PairBatch) -> dict[str, torch.Tensor]:
+        features = batch.image_features, batch.text_features
+        return {"loss": cross_modal_projection_matching_loss(*features, batch.person_labels)}
+
+
+class IdentityClassificationTerm(LossTerm):
+    """Cross entropy over the persons of the training set, with one linear classifier for both modalities (IRRA)."""
+
+    def __init__(self, args: ECCLTrainingArguments, pairs: CaptionPairs, dim: int):
+        super().__init__(args, pairs, dim)
+        self.classifier = nn.Linear(dim, pairs.num_persons)
+        # As in IRRA's code.
+        nn.init.normal_(self.classifier.weight, std=0.001)
+        nn.init.zeros_(self.classifier.bias)
+
+    def forward(self, batch: PairBatch) -> dict[str, torch.Tensor]:
+        image_logits, text_logits = self.classifier(batch.image_features), self.classifier(batch.text_features)
+        return {"loss": identity_classification_loss(image_logits, text_logits, batch.person_labels)}
+
+
+def _make_attribute_term(args: ECCLTrainingArguments, pairs: CaptionPairs, dim: int) -> LossTerm:
+    # Imported only here: no other run needs the synthetic generator.
+    from ..dataset_scripts.synthetic.attribute_loss import AttributeTerm
+
+    return AttributeTerm(args, pairs, dim)
+
+
+# Every loss that `losses` of a recipe, or `--losses`, can name. A row makes the term from (args, pairs, dim).
+LOSS_TERMS: dict[str, Callable[[ECCLTrainingArguments, CaptionPairs, int], LossTerm]] = {
+    "tal": TripletAlignmentTerm,
+    "identity_memory": IdentityMemoryTerm,
+    "instance_memory": InstanceMemoryTerm,
+    "contrastive": ContrastiveTerm,
+    "sdm": SimilarityDistributionTerm,
+    "cmpm": ProjectionMatchingTerm,
+    "identity_classification": IdentityClassificationTerm,
+    "attribute": _make_attribute_term,
+}
 
 
 class ECCLObjective(nn.Module):
-    """The losses of a run with all their state: the two memories, and the attribute heads of pre-training.
+    """The weighted sum of the losses that a run has chosen, with all their state.
 
     Args:
-        args: weights, temperatures, margin, momenta.
+        args: `loss_weights` names the losses; the rest are their settings.
+        pairs: the training set.
         dim: width of the features.
-        num_persons: rows of the identity memory.
-        row_person_labels: `(rows,)`: whose each training image is.
-        num_attribute_values: values of each attribute; empty without `attribute_weight`.
     """
 
-    def __init__(
-        self,
-        args: ECCLTrainingArguments,
-        dim: int,
-        num_persons: int,
-        row_person_labels: torch.Tensor,
-        num_attribute_values: list[int],
-    ):
+    def __init__(self, args: ECCLTrainingArguments, pairs: CaptionPairs, dim: int):
         super().__init__()
-        self.weights = {
-            name: getattr(args, f"{name}_weight")
-            for name in ("tal", "identity_memory", "instance_memory", "contrastive", "attribute")
-        }
-        self.tal_temperature, self.tal_margin = args.tal_temperature, args.tal_margin
-        self.num_attribute_values = num_attribute_values
-        self.identity_memory = self.instance_memory = self.attribute_head = None
-        if self.weights["identity_memory"]:
-            self.identity_memory = CrossModalMemory(
-                torch.zeros(num_persons, dim),
-                torch.zeros(num_persons, dim),
-                torch.arange(num_persons),
-                args.identity_memory_temperature,
-                args.identity_memory_momentum,
-            )
-        if self.weights["instance_memory"]:
-            self.instance_memory = CrossModalMemory(
-                torch.zeros(len(row_person_labels), dim),
-                torch.zeros(len(row_person_labels), dim),
-                row_person_labels,
-                args.instance_memory_temperature,
-                args.instance_memory_momentum,
-                eps=_INSTANCE_EPS,
-            )
-        if self.weights["attribute"]:
-            self.attribute_head = nn.Linear(dim, sum(num_attribute_values))
+        self.weights = {name: weight for name, weight in args.loss_weights.items() if weight}
+        # Each term has its own name as attribute, so that a checkpoint's tensors are named after the losses.
+        for name in self.weights:
+            self.add_module(name, LOSS_TERMS[name](args, pairs, dim))
 
-    def memories(self, batch: dict[str, torch.Tensor]) -> list[tuple[str, CrossModalMemory, torch.Tensor]]:
-        """Each memory in use with its name and the row of each item of the batch."""
-        both = (
-            ("identity_memory", self.identity_memory, batch["person_labels"]),
-            ("instance_memory", self.instance_memory, batch["rows"]),
-        )
-        return [entry for entry in both if entry[1] is not None]
+    def terms(self) -> dict[str, LossTerm]:
+        """The losses of the run by name."""
+        return {name: term for name, term in self.named_children() if isinstance(term, LossTerm)}
 
-    def forward(
-        self, image_features: torch.Tensor, text_features: torch.Tensor, logit_scale: torch.Tensor, batch: dict
-    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """The weighted total, and each part unweighted by name, in float32 also under autocast.
+    def wrap_pairs(self, pairs: Dataset) -> Dataset:
+        """Returns the training set with what the losses add to its items."""
+        for term in self.terms().values():
+            pairs = term.wrap_pairs(pairs)
+        return pairs
 
-        Args:
-            image_features, text_features: `(batch, dim)`, unnormalised, of any precision.
-            logit_scale: the factor of InfoNCE.
-            batch: `person_labels`, `rows`, and `attribute_labels` where they are used.
+    def forward(self, batch: PairBatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Computes the weighted total, and each part without its weight by the name it has in the log.
+
+        The computation is in float32, under autocast too.
         """
-        with torch.autocast(image_features.device.type, enabled=False):
-            return self._losses(image_features.float(), text_features.float(), logit_scale.float(), batch)
-
-    def _losses(
-        self, image_features: torch.Tensor, text_features: torch.Tensor, logit_scale: torch.Tensor, batch: dict
-    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        batch = replace(
+            batch,
+            image_features=batch.image_features.float(),
+            text_features=batch.text_features.float(),
+            logit_scale=batch.logit_scale.float(),
+        )
         parts: dict[str, torch.Tensor] = {}
-        total = image_features.new_zeros(())
-        if self.weights["tal"]:
-            parts["tal_loss"] = triplet_alignment_loss(
-                image_features, text_features, batch["person_labels"], self.tal_temperature, self.tal_margin
-            )
-            total = total + self.weights["tal"] * parts["tal_loss"]
-        for name, memory, _ in self.memories(batch):
-            image_to_text, text_to_image = memory(image_features, text_features, batch["person_labels"])
-            parts[f"{name}_loss_i2t"], parts[f"{name}_loss_t2i"] = image_to_text, text_to_image
-            total = total + self.weights[name] * (image_to_text + text_to_image)
-        if self.weights["contrastive"]:
-            parts["contrastive_loss"] = image_text_contrastive_loss(image_features, text_features, logit_scale)
-            total = total + self.weights["contrastive"] * parts["contrastive_loss"]
-        if self.attribute_head is not None:
-            for index, (name, features) in enumerate((("image", image_features), ("text", text_features))):
-                parts[f"attribute_loss_{name}"] = attribute_classification_loss(
-                    self.attribute_head(features),
-                    batch["attribute_labels"][:, index],
-                    self.num_attribute_values,
-                )
-                total = total + self.weights["attribute"] * parts[f"attribute_loss_{name}"]
+        total = torch.zeros((), device=batch.image_features.device)
+        with torch.autocast(batch.image_features.device.type, enabled=False):
+            for name, term in self.terms().items():
+                values = term(batch)
+                total = total + self.weights[name] * sum(values.values())
+                parts |= {f"{name}_{part}": value for part, value in values.items()}
         return total, parts
 
-    def start_memories(
-        self,
-        image_features: torch.Tensor,
-        text_features: torch.Tensor,
-        captions_per_row: torch.Tensor,
-        row_person_labels: torch.Tensor,
-    ) -> None:
-        """Fills the memories from one pass over the training set: an image counts once for each of its captions.
+    def start(self, training_set: EncodedTrainingSet) -> None:
+        """Fills the state of the losses before the first step."""
+        for term in self.terms().values():
+            term.start(training_set)
 
-        Args:
-            image_features: `(images, dim)`, each training image once, unnormalised.
-            text_features: `(captions, dim)`, each caption once, in the order of the images.
-            captions_per_row: `(images,)`.
-            row_person_labels: `(images,)`.
-        """
-        rows = torch.arange(len(image_features), device=image_features.device)
-        row_of_caption = rows.repeat_interleave(captions_per_row)
-        for memory, target in ((self.identity_memory, row_person_labels), (self.instance_memory, rows)):
-            if memory is not None:
-                memory.fill(image_features[row_of_caption], text_features, target[row_of_caption])
+    def update(self, batch: PairBatch) -> dict[str, torch.Tensor]:
+        """Changes the state of the losses after the backward pass of a step; returns scalars to log."""
+        logged: dict[str, torch.Tensor] = {}
+        for name, term in self.terms().items():
+            logged |= {f"{name}_{part}": value for part, value in term.update(batch).items()}
+        return logged
+
+
+__all__ = ["LOSS_TERMS", "ECCLObjective", "EncodedTrainingSet", "LossTerm", "PairBatch"]

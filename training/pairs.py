@@ -1,6 +1,7 @@
-"""From rows of a benchmark to batches: caption pairs and their collator."""
+"""Training pairs: the (image, caption) pairs of a split, and the collator that makes batches of them."""
 
 import random
+from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
@@ -10,98 +11,100 @@ from torch.utils.data import Dataset
 from ..processing_eccl import ECCLProcessor
 from .augmentation import augment_image, drop_words, random_erase
 
-# The index of what fills the last batch where several processes need batches of one size; no loss counts it.
-PADDING = -1
+
+class PairDraw(NamedTuple):
+    """One draw of a pair by a sampler.
+
+    Args:
+        pair: index of the pair.
+        draw: how often the pair was drawn before, over all epochs; each draw is augmented differently.
+        is_padding: whether the item only fills the last batch up to its size; no loss counts it.
+    """
+
+    pair: int
+    draw: int = 0
+    is_padding: bool = False
 
 
 class CaptionPairs(Dataset):
-    """The (image, caption) pairs of a split: an image appears once for each of its captions, and is stored once.
+    """The (image, caption) pairs of a split: each caption gives one pair, and an image is stored once.
 
-    An item is drawn by `draw * len(self) + pair`, `draw` being the epoch for [`PairSampler`], so that its augmentation
-    depends on the seed, the draw and the pair alone: not on which worker, process or resumed run makes it. The index
-    [`PADDING`] gives an item that only fills a batch.
+    The augmentation of an item depends only on the seed, the pair and the draw. It does not depend on which worker or
+    process makes the item, nor on whether the run was resumed.
 
     Args:
-        rows: a split of one of the builders.
-        processor: gives the image size and the fill of erased rectangles.
-        augment: off gives evaluation transforms.
-        seed: of the augmentation.
-        attribute_labels: for each row `(captions, attributes)` labels of what each caption mentions, and for the image
-            itself in the last row; only for pre-training on the synthetic benchmark.
+        dataset: a split of one of the builders in `dataset_scripts`.
+        processor: gives the size of the images and the colour of erased rectangles.
+        augment: apply the published augmentation; `False` applies the transforms of evaluation.
+        seed: seed of the augmentation.
 
     Attributes:
-        person_labels: `(rows,)`: labels `0 .. num_persons - 1` in the order of the annotation's ids.
+        person_labels: `(images,)`: the person of each image as a label `0 .. num_persons - 1`, in the order of the
+            annotation's person ids.
+        captions_per_image: `(images,)`: number of captions.
+        image_of_pair, caption_of_pair: `(pairs,)`: index of the image, and of the caption among that image's captions.
     """
 
-    def __init__(
-        self,
-        rows: datasets.Dataset,
-        processor: ECCLProcessor,
-        augment: bool = True,
-        seed: int = 0,
-        attribute_labels: list[torch.Tensor] | None = None,
-    ):
-        self.rows, self.processor, self.augment, self.seed = rows, processor, augment, seed
-        self.attribute_labels = attribute_labels
-        person_ids = np.asarray(rows["person_id"])
-        self.num_persons = len(np.unique(person_ids))
-        self.person_labels = torch.from_numpy(np.unique(person_ids, return_inverse=True)[1])
-        self.captions_per_row = torch.tensor([len(captions) for captions in rows["captions"]])
-        self.row_of_pair = torch.arange(len(rows)).repeat_interleave(self.captions_per_row)
-        first_pair = self.captions_per_row.cumsum(0) - self.captions_per_row
-        self.caption_of_pair = torch.arange(len(self.row_of_pair)) - first_pair[self.row_of_pair]
+    def __init__(self, dataset: datasets.Dataset, processor: ECCLProcessor, augment: bool = True, seed: int = 0):
+        self.dataset, self.processor, self.augment, self.seed = dataset, processor, augment, seed
+        persons, labels = np.unique(np.asarray(dataset["person_id"]), return_inverse=True)
+        self.num_persons = len(persons)
+        self.person_labels = torch.from_numpy(labels)
+        self.captions_per_image = torch.tensor([len(captions) for captions in dataset["captions"]])
+        self.image_of_pair = torch.arange(len(dataset)).repeat_interleave(self.captions_per_image)
+        first_pair = self.captions_per_image.cumsum(0) - self.captions_per_image
+        self.caption_of_pair = torch.arange(len(self.image_of_pair)) - first_pair[self.image_of_pair]
 
     def __len__(self) -> int:
-        return len(self.row_of_pair)
+        return len(self.image_of_pair)
 
-    def __getitem__(self, index: int) -> dict:
-        is_padding = index == PADDING
-        draw, pair = divmod(0 if is_padding else int(index), len(self))
-        row, caption_index = int(self.row_of_pair[pair]), int(self.caption_of_pair[pair])
-        record = self.rows[row]
-        caption = record["captions"][caption_index]
-        item = {
-            "row": row,
-            "person_label": int(self.person_labels[row]),
-            "file_path": None if is_padding else record["file_path"],
-            "is_padding": is_padding,
+    def __getitem__(self, drawn: int | PairDraw) -> dict[str, Any]:
+        """Makes one item; the index of a pair alone means its first draw."""
+        drawn = drawn if isinstance(drawn, PairDraw) else PairDraw(int(drawn))
+        image_index = int(self.image_of_pair[drawn.pair])
+        record = self.dataset[image_index]
+        caption = record["captions"][int(self.caption_of_pair[drawn.pair])]
+        rng = random.Random(f"{self.seed}/{drawn.draw}/{drawn.pair}")
+        return {
+            "pixel_values": self._make_pixels(record["image"], rng),
+            "caption": drop_words(caption, rng) if self.augment else caption,
+            "image_index": image_index,
+            "person_label": int(self.person_labels[image_index]),
+            "file_path": None if drawn.is_padding else record["file_path"],
+            "is_padding": drawn.is_padding,
         }
+
+    def _make_pixels(self, image: Any, rng: random.Random) -> torch.Tensor:
         image_processor = self.processor.image_processor
-        if self.augment:
-            rng = random.Random(f"{self.seed}/{draw}/{pair}")
-            size = image_processor.size
-            image = augment_image(record["image"], size["height"], size["width"], rng)
-            pixels = image_processor(image, do_resize=False, return_tensors="pt")["pixel_values"][0]
-            item["pixel_values"] = random_erase(pixels, image_processor.image_mean, rng)
-            item["caption"] = drop_words(caption, rng)
-        else:
-            item["pixel_values"] = image_processor(record["image"], return_tensors="pt")["pixel_values"][0]
-            item["caption"] = caption
-        if self.attribute_labels is not None:
-            labels = self.attribute_labels[row]
-            item["attribute_labels"] = torch.stack([labels[-1], labels[caption_index]])
-        return item
+        if not self.augment:
+            return image_processor(image, return_tensors="pt")["pixel_values"][0]
+        size = image_processor.size
+        image = augment_image(image, size["height"], size["width"], rng)
+        pixels = image_processor(image, do_resize=False, return_tensors="pt")["pixel_values"][0]
+        return random_erase(pixels, image_processor.image_mean, rng)
 
 
 class PairCollator:
-    """Makes a batch of pairs; captions are padded to the longest of the batch, no further.
+    """Makes a batch of the items of [`CaptionPairs`]; captions are padded to the longest caption of the batch.
 
     Returns:
         `pixel_values` `(batch, 3, height, width)`, `input_ids` and `attention_mask` `(batch, longest)`,
-        `person_labels`, `rows` and `is_padding` `(batch,)`, `file_paths`, a list, and `attribute_labels`
-        `(batch, 2, attributes)` (image, caption) if any.
+        `person_labels`, `image_indices` and `is_padding` `(batch,)`, and `file_paths`, a list. Any other tensor of the
+        items (a loss may add some, see [`~eccl.training.objective.LossTerm.wrap_pairs`]) is stacked under its name.
     """
 
     def __init__(self, processor: ECCLProcessor):
         self.processor = processor
 
-    def __call__(self, items: list[dict]) -> dict[str, torch.Tensor]:
+    def __call__(self, items: list[dict[str, Any]]) -> dict[str, Any]:
         batch = dict(self.processor(text=[item["caption"] for item in items], return_tensors="pt"))
-        batch["pixel_values"] = torch.stack([item["pixel_values"] for item in items])
         batch["person_labels"] = torch.tensor([item["person_label"] for item in items])
-        batch["rows"] = torch.tensor([item["row"] for item in items])
+        batch["image_indices"] = torch.tensor([item["image_index"] for item in items])
         batch["is_padding"] = torch.tensor([item["is_padding"] for item in items])
         batch["file_paths"] = [item["file_path"] for item in items]
-        if "attribute_labels" in items[0]:
-            batch["attribute_labels"] = torch.stack([item["attribute_labels"] for item in items])
+        for name in (name for name, value in items[0].items() if isinstance(value, torch.Tensor)):
+            batch[name] = torch.stack([item[name] for item in items])
         return batch
+
+
+__all__ = ["CaptionPairs", "PairCollator", "PairDraw"]

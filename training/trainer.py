@@ -1,4 +1,4 @@
-"""Training: the objective with its memories, and the `Trainer` that drives it."""
+"""`ECCLTrainer`: transformers' `Trainer` with the objective of ECCL."""
 
 import copy
 import logging
@@ -6,10 +6,9 @@ import math
 import os
 import shutil
 import signal
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import datasets
 import safetensors.torch
@@ -19,7 +18,9 @@ from accelerate.utils import broadcast_object_list, gather_object
 from peft import PeftModel
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
-from transformers import Trainer
+from torch.distributed.tensor import DTensor
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainerCallback
 
 from ..encoding_eccl import SplitEmbeddings, embed_split, leave_process_group
 from ..eval.person_retrieval.person_retrieval import score_embeddings
@@ -28,35 +29,49 @@ from ..modeling_eccl import ECCLModel
 from .arguments import ECCLTrainingArguments, epoch_factor
 from .checkpoints import (
     CheckpointCallback,
-    delete_older,
-    last_complete_checkpoint,
+    delete_older_checkpoints,
+    find_incompleteness,
+    find_last_complete_checkpoint,
     mark_complete,
     on_sigterm,
-    what_is_missing,
 )
 from .monitor import StepMonitor
-from .objective import ECCLObjective
+from .objective import ECCLObjective, EncodedTrainingSet, PairBatch
 from .pairs import CaptionPairs, PairCollator
 from .samplers import IdentitySampler, PairSampler
 
 _logger = logging.getLogger(__name__)
 OBJECTIVE_FILE = "objective.safetensors"
+# The tensors of a batch that are not labels for the losses.
+_NOT_LABELS = {"input_ids", "attention_mask", "pixel_values", "is_padding"}
+
+
+class EncodedBatch(NamedTuple):
+    """A global batch after its forward pass; the losses update their state with it after the backward pass.
+
+    Args:
+        pairs: the pairs of all processes, their features without gradient.
+        file_paths: the images that this process encoded; `None` for padding.
+    """
+
+    pairs: PairBatch
+    file_paths: list[str | None]
 
 
 class ECCLTrainer(Trainer):
-    """Trains an [`ECCLModel`], plain or wrapped by [`~eccl.hub.adapter.attach_lora`], and keeps its memories.
+    """Trains an [`ECCLModel`], plain or with LoRA from [`~eccl.hub.adapter.attach_lora`].
 
     Args:
-        model: what trains is what requires a gradient.
-        args: see [`ECCLTrainingArguments`].
-        train_dataset: pairs of the training split.
+        model: its parameters that require a gradient are trained.
+        args: see [`ECCLTrainingArguments`]; the trainer works on a copy.
+        train_dataset: the pairs of the training split.
         eval_dataset: a split as `load_dataset` gives it; every caption queries every image.
-        num_attribute_values: values of each attribute, where `attribute_weight` is set.
         **kwargs: as for `Trainer`; `processing_class` is the [`ECCLProcessor`].
     """
 
     # The losses are sums and means over the whole batch already.
     loss_is_scaled_for_ga = False
+    args: ECCLTrainingArguments
 
     def __init__(
         self,
@@ -64,85 +79,113 @@ class ECCLTrainer(Trainer):
         args: ECCLTrainingArguments,
         train_dataset: CaptionPairs,
         eval_dataset: datasets.Dataset | None = None,
-        num_attribute_values: list[int] | None = None,
-        **kwargs,
+        **kwargs: Any,
     ):
-        processor = kwargs["processing_class"]
-        kwargs.setdefault("data_collator", PairCollator(processor))
-        super().__init__(model, args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
-        if not args.contrastive_weight:
-            # No other loss reaches it, and DDP would wait for its gradient.
+        args = copy.copy(args)
+        # The trainer deletes old checkpoints itself, once the new one is complete.
+        self._save_total_limit, args.save_total_limit = args.save_total_limit, None
+        self._eval_on_start = args.eval_on_start
+        self.pairs = train_dataset
+        self.objective = ECCLObjective(args, train_dataset, model.config.projection_dim)
+        kwargs.setdefault("data_collator", PairCollator(kwargs["processing_class"]))
+        super().__init__(
+            model, args, train_dataset=self.objective.wrap_pairs(train_dataset), eval_dataset=eval_dataset, **kwargs
+        )
+        self.objective.to(self.args.device)
+        if not any(term.trains_logit_scale for term in self.objective.terms().values()):
+            # DDP would wait for its gradient.
             model.logit_scale.requires_grad_(False)
-        self.objective = ECCLObjective(
-            args,
-            model.config.projection_dim,
-            train_dataset.num_persons,
-            train_dataset.person_labels,
-            num_attribute_values or [],
-        ).to(self.args.device)
+        self._encoded_batches: list[EncodedBatch] = []
+        self._rates: list[float] = []
+        self._monitor = StepMonitor()
+        # With FSDP: the model without its weights, in which the shards are put together again.
+        self._skeleton: ECCLModel | PeftModel | None = None
+        self._checkpoint_callback = CheckpointCallback(self.accelerator)
+        self.add_callback(self._checkpoint_callback)
+        self.add_callback(_LoopCallback(self._start_epoch, self.objective))
         if self.is_fsdp_enabled:
             self._prepare_to_shard(model)
         elif os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
-            _logger.warning("FSDP is for accelerators, there are none: every process trains a whole copy (DDP)")
-        self._monitor = StepMonitor()
-        self._written: list[_Written] = []
-        self._rates: list[float] = []
-        self._checkpoint_callback = CheckpointCallback(self.accelerator)
-        self.add_callback(self._checkpoint_callback)
-        # A sampler that cannot be is refused now, before the memories take a pass over the training set.
-        self._get_train_sampler()
+            _logger.warning("FSDP needs accelerators and there are none: every process trains a whole copy (DDP)")
+        # Impossible settings of the sampler are an error here, before the pass over the training set for the memories.
+        self.sampler = self.make_sampler()
 
     def _prepare_to_shard(self, model: ECCLModel | PeftModel) -> None:
         plugin = self.accelerator.state.fsdp_plugin
         if plugin.fsdp_version != 2:
             raise ValueError(f"fsdp_version is {plugin.fsdp_version}, ECCL trains with version 2")
         if plugin.cpu_ram_efficient_loading:
-            raise ValueError("fsdp_cpu_ram_efficient_loading must be false: every process encodes before it is sharded")
-        if self.args.attribute_weight:
-            raise ValueError("attribute_weight does not go with FSDP, which takes no parameters outside the model")
-        # fully_shard takes no scalar; its gradient is of the whole batch, and so the same in every process.
+            raise ValueError(
+                "fsdp_cpu_ram_efficient_loading must be false: every process needs the weights before they are sharded"
+            )
+        trained = [name for name, term in self.objective.terms().items() if any(True for _ in term.parameters())]
+        if trained:
+            raise ValueError(f"losses with parameters do not work with FSDP: leave out {', '.join(trained)}")
+        # fully_shard accepts no scalar. The gradient of this one is the same in every process.
         plugin.ignored_modules = [nn.ParameterList([model.logit_scale])]
-        # The layers that are called as such: token_embedding is used without the CLIPTextEmbeddings around it.
+        # Only layers that are called as such: token_embedding is used without the CLIPTextEmbeddings around it.
         if plugin.transformer_cls_names_to_wrap is None:
             plugin.transformer_cls_names_to_wrap = ["CLIPEncoderLayer"]
-        # What the shards are put together in again; it has no memory of its own.
-        memo = {id(own): nn.Parameter(own.detach().to("meta"), own.requires_grad) for own in model.parameters()}
+        memo: dict[int, Any] = {
+            id(value): nn.Parameter(value.detach().to("meta"), value.requires_grad) for value in model.parameters()
+        }
         self._skeleton = copy.deepcopy(model, memo)
 
-    def _get_train_sampler(self, train_dataset: CaptionPairs | None = None) -> PairSampler | IdentitySampler:
-        pairs = self.train_dataset if train_dataset is None else train_dataset
+    def make_sampler(self) -> PairSampler | IdentitySampler:
+        """Makes the sampler of the training pairs.
+
+        Raises:
+            ValueError: a batch needs more persons than the training split has.
+        """
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        # Batch i goes to process i modulo their number: so many in a row make one batch of the objective.
+        # Batch i goes to process i modulo the number of processes: this many items in a row are one global batch.
         batch_size = self.args.train_batch_size * self.args.world_size
         if self.args.sampler == "random":
             fills = self.args.world_size > 1 and not self.args.dataloader_drop_last
-            return PairSampler(len(pairs), seed, batch_size if fills else 1)
+            return PairSampler(len(self.pairs), seed, batch_size if fills else 1)
         persons_per_batch = batch_size // self.args.pairs_per_person
-        if persons_per_batch > pairs.num_persons:
+        if persons_per_batch > self.pairs.num_persons:
             raise ValueError(
                 f"a batch of {batch_size} pairs with pairs_per_person {self.args.pairs_per_person} needs "
-                f"{persons_per_batch} persons, the training split has {pairs.num_persons}: lower "
+                f"{persons_per_batch} persons, the training split has {self.pairs.num_persons}: lower "
                 "per_device_train_batch_size or raise pairs_per_person"
             )
-        return IdentitySampler(
-            pairs.person_labels[pairs.row_of_pair], persons_per_batch, self.args.pairs_per_person, seed
+        person_of_pair = self.pairs.person_labels[self.pairs.image_of_pair]
+        return IdentitySampler(person_of_pair, persons_per_batch, self.args.pairs_per_person, seed)
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Makes the loader of the training pairs; a SIGTERM to the whole run does not reach its workers."""
+        self.sampler = self.make_sampler()
+        loader = DataLoader(
+            self.train_dataset,
+            batch_size=self.args.train_batch_size,
+            sampler=self.sampler,
+            collate_fn=self.data_collator,
+            drop_last=self.args.dataloader_drop_last,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+            persistent_workers=self.args.dataloader_persistent_workers,
+            prefetch_factor=self.args.dataloader_prefetch_factor,
+            multiprocessing_context=self.args.dataloader_multiprocessing_context,
+            in_order=self.args.dataloader_in_order,
+            worker_init_fn=leave_process_group,
         )
+        return self.accelerator.prepare(loader)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """Adam over two groups, LoRA matrices and all else that trains, each with its own rate."""
+        """Makes Adam over two groups: the LoRA matrices, and everything else that is trained."""
         if self.optimizer is None:
-            named = list((self.model if model is None else model).named_parameters())
-            named += list(self.objective.named_parameters())
-            trainable = [(name, parameter) for name, parameter in named if parameter.requires_grad]
+            named = [*(self.model if model is None else model).named_parameters(), *self.objective.named_parameters()]
+            trained = [(name, parameter) for name, parameter in named if parameter.requires_grad]
             groups = [
                 {
-                    "params": [parameter for name, parameter in trainable if ("lora_" in name) == is_lora],
+                    "params": [parameter for name, parameter in trained if ("lora_" in name) == is_lora],
                     "lr": self.args.lora_learning_rate if is_lora else self.args.learning_rate,
                 }
                 for is_lora in (True, False)
             ]
-            kind = torch.optim.AdamW if self.args.decoupled_weight_decay else torch.optim.Adam
-            self.optimizer = kind(
+            adam = torch.optim.AdamW if self.args.decoupled_weight_decay else torch.optim.Adam
+            self.optimizer = adam(
                 [group for group in groups if group["params"]],
                 lr=self.args.learning_rate,
                 betas=(self.args.adam_beta1, self.args.adam_beta2),
@@ -154,13 +197,13 @@ class ECCLTrainer(Trainer):
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
     ) -> torch.optim.lr_scheduler.LRScheduler:
-        """The per-epoch schedule, or transformers' own where `lr_scheduler_type` names one."""
+        """Makes the per-epoch schedule, or transformers' own if `lr_scheduler_type` names one."""
         if not self.args.epoch_schedule:
             return super().create_scheduler(num_training_steps, optimizer)
         if self.lr_scheduler is None:
             batch_size = self.args.train_batch_size * self.args.world_size
-            whole = math.floor if self.args.dataloader_drop_last else math.ceil
-            batches = whole(len(self._get_train_sampler()) / batch_size)
+            round_batches = math.floor if self.args.dataloader_drop_last else math.ceil
+            batches = round_batches(len(self.sampler) / batch_size)
             steps_per_epoch = max(1, math.ceil(batches / self.args.gradient_accumulation_steps))
             num_epochs = math.ceil(num_training_steps / steps_per_epoch)
             self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
@@ -170,216 +213,233 @@ class ECCLTrainer(Trainer):
             self._created_lr_scheduler = True
         return self.lr_scheduler
 
-    def get_train_dataloader(self) -> torch.utils.data.DataLoader:
-        """As of `Trainer`; a signal to the whole run is not for the workers."""
-        loader = super().get_train_dataloader()
-        # accelerate's loader stands before torch's, which starts the workers.
-        loader.base_dataloader.worker_init_fn = partial(_start_worker, loader.worker_init_fn)
-        return loader
-
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
-        """Trains; the memories start from one pass over the training set, or from the checkpoint.
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+        """Trains; the losses start from one pass over the training set, or from the checkpoint.
 
         Args:
-            resume_from_checkpoint: a checkpoint, or `True` for the last whole one in `output_dir`; where there is none
+            resume_from_checkpoint: a checkpoint, or `True` for the last complete one in `output_dir`. If there is none
                 yet, training starts from the beginning, so that one command serves for every start.
 
         Raises:
-            ValueError: the checkpoint that was named is not whole.
-            FloatingPointError: the loss, or the gradient, is no longer a number.
-            SystemExit: with 143, after SIGTERM, once a checkpoint is written.
+            ValueError: the checkpoint is not complete, or was written with other losses.
+            FloatingPointError: the loss or the gradient is NaN or infinite.
+            RuntimeError: a DataLoader worker has died.
+            SystemExit: with status 143, after SIGTERM, once a checkpoint is written.
         """
         checkpoint = self._choose_checkpoint(resume_from_checkpoint)
+        # A resumed run does not repeat the evaluation at the start.
+        self.args.eval_on_start = self._eval_on_start and checkpoint is None
         with on_sigterm(self.accelerator.set_trigger):
             if checkpoint is None:
-                self._start_memories()
+                self.start_objective()
             else:
-                # That of the start was made then.
-                self.args.eval_on_start = False
-            return super().train(resume_from_checkpoint=checkpoint, **kwargs)
+                self._load_objective(Path(checkpoint))
+            try:
+                return super().train(resume_from_checkpoint=checkpoint, **kwargs)
+            except RuntimeError as error:
+                if _is_death_of_a_worker(error):
+                    raise RuntimeError(_WORKER_DIED) from error
+                raise
 
     def _choose_checkpoint(self, asked: str | bool | None) -> str | None:
         output_dir = Path(self.args.output_dir)
         report = _logger.warning if self.is_world_process_zero() else lambda _: None
         if not asked:
-            if last_complete_checkpoint(output_dir, lambda _: None) is not None:
-                report(f"{output_dir} holds checkpoints of another run, which a later resume may take for this one's")
+            if find_last_complete_checkpoint(output_dir, lambda _: None) is not None:
+                report(f"{output_dir} holds checkpoints of another run: a later resume may take them for this run's")
             return None
         if asked is True:
-            found = last_complete_checkpoint(output_dir, report)
+            found = find_last_complete_checkpoint(output_dir, report)
             if found is None:
                 report(f"{output_dir} has no complete checkpoint: training starts from the beginning")
-            # One process decides, so that all start from the same.
+            # One process decides, so that all start from the same checkpoint.
             return broadcast_object_list([None if found is None else str(found)])[0]
-        missing = what_is_missing(Path(asked))
-        if missing is not None:
-            raise ValueError(f"{asked} cannot be resumed from: {missing}")
+        problem = find_incompleteness(Path(asked))
+        if problem is not None:
+            raise ValueError(f"{asked} cannot be resumed from: {problem}")
         return str(asked)
 
-    def _run_epoch(self, *args, **kwargs) -> None:
-        # A run that was killed after its last checkpoint has no step left; transformers would take one more.
-        if self.state.global_step >= self.state.max_steps:
-            self.control.should_training_stop = True
-            return
-        # Where several processes resume within an epoch, transformers does not find the sampler to tell it the epoch.
-        sampler = kwargs["train_dataloader"]
-        while hasattr(sampler, "batch_sampler"):
-            sampler = sampler.batch_sampler
-        sampler.sampler.set_epoch(kwargs["epoch"])
-        self._monitor.start()
-        super()._run_epoch(*args, **kwargs)
+    def _load_objective(self, checkpoint: Path) -> None:
+        file = checkpoint / OBJECTIVE_FILE
+        state = safetensors.torch.load_file(file) if file.is_file() else {}
+        expected = self.objective.state_dict()
+        if state.keys() != expected.keys():
+            raise ValueError(
+                f"{file} has the tensors {', '.join(sorted(state)) or 'of no loss'}, this run's losses need "
+                f"{', '.join(sorted(expected)) or 'none'}: resume with the losses and the version that wrote it"
+            )
+        self.objective.load_state_dict(state)
 
-    def get_batch_samples(self, *args, **kwargs):
-        """As of `Trainer`; a worker that dies is named as what it is, wherever its process notices it."""
-        try:
-            return super().get_batch_samples(*args, **kwargs)
-        except (ConnectionError, EOFError) as error:
-            if not self.args.dataloader_num_workers:
-                raise
-            raise RuntimeError("a DataLoader worker exited unexpectedly while it handed over a batch") from error
-
-    def _start_memories(self) -> None:
-        if not (self.args.identity_memory_weight or self.args.instance_memory_weight):
+    def start_objective(self) -> None:
+        """Fills the state of the losses from one pass over the training set, if one of them needs it."""
+        if not any(term.needs_start for term in self.objective.terms().values()):
             return
-        pairs, device = self.train_dataset, self.args.device
         if self.is_fsdp_enabled:
-            # transformers leaves on the CPU what it is to shard.
-            self.model.to(device)
-        embeds = self._embed(pairs.rows)
-        self.objective.start_memories(
-            embeds.image_embeds.to(device),
-            embeds.text_embeds.to(device),
-            pairs.captions_per_row.to(device),
-            pairs.person_labels.to(device),
+            # transformers leaves a model that it will shard on the CPU.
+            self.model.to(self.args.device)
+        embeds = self._embed(self.pairs.dataset)
+        self.objective.start(self._encode_training_set(embeds.image_embeds, embeds.text_embeds))
+
+    def _encode_training_set(self, image_embeds: torch.Tensor, text_embeds: torch.Tensor) -> EncodedTrainingSet:
+        """Pairs the features of each training image `(images, dim)` with those of its captions `(pairs, dim)`."""
+        image_of_pair, device = self.pairs.image_of_pair, self.args.device
+        return EncodedTrainingSet(
+            image_embeds.to(device)[image_of_pair.to(device)],
+            text_embeds.to(device),
+            self.pairs.person_labels[image_of_pair].to(device),
+            image_of_pair.to(device),
         )
 
-    def _embed(self, rows: datasets.Dataset) -> SplitEmbeddings:
+    def _embed(self, dataset: datasets.Dataset) -> SplitEmbeddings:
         if isinstance(self.model, FSDPModule) and "get_image_features" not in vars(self.model):
-            # Shards are gathered for these as they are for forward.
+            # Shards are gathered for these methods as they are for forward.
             for name in ("get_image_features", "get_text_features"):
                 register_fsdp_forward_method(self.model, name)
         return embed_split(
             self.model,
             self.processing_class,
-            rows,
+            dataset,
             self.args.eval_batch_size,
             self.args.dataloader_num_workers,
             progress=not self.args.disable_tqdm and self.is_world_process_zero(),
-            share=True,
+            across_processes=True,
         )
 
+    def _start_epoch(self) -> None:
+        # transformers does not reach the sampler if several processes resume within an epoch.
+        self.sampler.set_epoch(int(self.state.epoch or 0))
+        self._monitor.start()
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list, Any]:
+        """Returns the next batches as `Trainer` does, and none if the checkpoint already holds the last step."""
+        if self.state.global_step >= self.state.max_steps:
+            # transformers would take one step more.
+            self.control.should_training_stop = True
+            return [], None
+        try:
+            return super().get_batch_samples(*args, **kwargs)
+        except (ConnectionError, EOFError) as error:
+            if not self.args.dataloader_num_workers:
+                raise
+            # The worker died while it handed over a batch.
+            raise RuntimeError(_WORKER_DIED) from error
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """The objective over the batches of all processes together."""
+        """Computes the objective over the batches of all processes together."""
         outputs = model(
             input_ids=inputs["input_ids"],
             pixel_values=inputs["pixel_values"],
             embed_chunk_size=self.args.embed_chunk_size,
         )
-        names = ("person_labels", "rows", "attribute_labels")
-        batch = {name: inputs[name] for name in names if name in inputs}
-        image_features, text_features = outputs.image_embeds, outputs.text_embeds
-        if self.args.world_size > 1:
-            is_real = ~self.accelerator.gather(inputs["is_padding"])
-            image_features, text_features = (
-                _gather_features(self.accelerator, features)[is_real] for features in (image_features, text_features)
-            )
-            batch = {name: self.accelerator.gather(labels)[is_real] for name, labels in batch.items()}
-        scale = self.accelerator.unwrap_model(model).logit_scale.exp()
-        total, parts = self.objective(image_features, text_features, scale, batch)
-        self._written.append(
-            _Written(image_features.detach(), text_features.detach(), batch, inputs.get("file_paths", []))
-        )
+        pairs = self._gather_pairs(model, inputs, outputs.image_embeds, outputs.text_embeds)
+        total, parts = self.objective(pairs)
+        self._encoded_batches.append(EncodedBatch(pairs.detach(), inputs.get("file_paths", [])))
         if not total.isfinite():
             values = ", ".join(f"{name} {float(value):.4g}" for name, value in parts.items())
-            self._stop(f"the loss is {float(total)} ({values})", self._written)
+            self._stop(f"the loss is {float(total)} ({values})")
         self._monitor.add(parts)
         return (total, outputs) if return_outputs else total
 
+    def _gather_pairs(
+        self,
+        model: nn.Module,
+        inputs: Mapping[str, Any],
+        image_features: torch.Tensor,
+        text_features: torch.Tensor,
+    ) -> PairBatch:
+        """Joins the pairs of all processes, without padding."""
+        labels = {
+            name: value for name, value in inputs.items() if isinstance(value, torch.Tensor) and name not in _NOT_LABELS
+        }
+        if self.args.world_size > 1:
+            is_real = ~self.accelerator.gather(inputs["is_padding"])
+            image_features = _gather_features(self.accelerator, image_features)[is_real]
+            text_features = _gather_features(self.accelerator, text_features)[is_real]
+            labels = {name: self.accelerator.gather(value)[is_real] for name, value in labels.items()}
+        logit_scale = self.accelerator.unwrap_model(model).logit_scale.exp()
+        person_labels, image_indices = labels.pop("person_labels"), labels.pop("image_indices")
+        return PairBatch(image_features, text_features, logit_scale, person_labels, image_indices, labels)
+
     def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
-        """A step of `Trainer`; after the last backward pass of an optimiser step, the update of the memories."""
+        """Takes a step as `Trainer` does; the losses update their state after the last backward pass of the step."""
         loss = super().training_step(model, inputs, num_items_in_batch)
         if self.accelerator.sync_gradients:
-            self._update_memories()
+            self._check_gradient(model)
+            if self.optimizer is not None:
+                # The scheduler steps before transformers logs: these are the rates that this step is taken with.
+                self._rates = [group["lr"] for group in self.optimizer.param_groups]
+            for batch in self._encoded_batches:
+                self._monitor.add(self.objective.update(batch.pairs))
+            self._monitor.finish_step(sum(len(batch.pairs.image_features) for batch in self._encoded_batches))
+            self._encoded_batches = []
         return loss
 
-    def _update_memories(self) -> None:
-        for image_features, text_features, batch, _ in self._written:
-            for name, memory, rows in self.objective.memories(batch):
-                image_drift, text_drift = memory.update(image_features, text_features, rows)
-                self._monitor.add({f"{name}_drift_image": image_drift, f"{name}_drift_text": text_drift})
-        self._monitor.count(sum(len(written.image_features) for written in self._written))
-        self._last_written, self._written = self._written, []
+    def _check_gradient(self, model: nn.Module) -> None:
+        if self.accelerator.scaler is not None:
+            # The scaler of float16 skips a step whose gradient is infinite, and lowers the scale.
+            return
+        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        value = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+        if not math.isfinite(value):
+            self._stop(f"the norm of the gradient is {value}")
 
-    def _get_grad_norm(self, model, grad_norm=None):
-        norm = super()._get_grad_norm(model, grad_norm)
-        # With a scaler, which float16 needs, steps of infinite gradients are left out and the scale lowered.
-        if self.accelerator.scaler is None and not math.isfinite(norm):
-            self._stop(f"the norm of the gradient is {float(norm)}", self._last_written)
-        return norm
-
-    def _determine_best_metric(self, *args, **kwargs) -> bool:
-        # With save_strategy "best" this decides whether the checkpoint is written that SIGTERM asked for.
-        return super()._determine_best_metric(*args, **kwargs) or self._checkpoint_callback.stopping
-
-    def _stop(self, reason: str, written: list["_Written"]) -> None:
-        """Every process comes here at once: they all have the loss, and the gradient, of the whole batch."""
-        # What fills a batch has no path.
-        own_paths = [path for batch in written for path in batch.file_paths if path is not None]
+    def _stop(self, reason: str) -> None:
+        """Ends the run. All processes arrive here together, since the loss and the gradient are the same in all."""
+        paths = [path for batch in self._encoded_batches for path in batch.file_paths if path is not None]
         raise FloatingPointError(
-            f"step {self.state.global_step + 1}: {reason}. Training stops, and no checkpoint is made of this step. The "
-            f"images of its batch: {', '.join(gather_object(own_paths))}"
+            f"step {self.state.global_step + 1}: {reason}. Training stops, and this step is in no checkpoint. The "
+            f"images of its batch: {', '.join(gather_object(paths))}"
         )
 
-    def _get_learning_rate(self) -> float:
-        # transformers asks between the steps of the optimiser and of the scheduler, for the log.
-        self._rates = [group["lr"] for group in self.optimizer.param_groups]
-        return super()._get_learning_rate()
-
-    def log(self, logs: dict[str, float], *args, **kwargs) -> None:
-        """Adds what the steps since the last training log gave: see [`StepMonitor`]; and the rate of LoRA."""
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Adds the means of the steps since the last training log (see [`StepMonitor`]) and both learning rates."""
         if "loss" in logs:
             logs |= self._monitor.report()
             if len(self._rates) > 1:
-                lora, prompts = self._rates
-                logs |= {"learning_rate": prompts, "lora_learning_rate": lora}
+                logs |= {"learning_rate": self._rates[1], "lora_learning_rate": self._rates[0]}
+            elif self._rates:
+                logs |= {"learning_rate": self._rates[0]}
         super().log(logs, *args, **kwargs)
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
-        """Text-to-image retrieval on a split: every caption queries every image."""
-        rows = self.eval_dataset if eval_dataset is None else eval_dataset
-        metrics = score_embeddings(*(embeds.numpy() for embeds in self._embed(rows)))
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
+        """Scores text-to-image retrieval on a split: every caption queries every image."""
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        scores = score_embeddings(*(embeds.numpy() for embeds in self._embed(dataset)))
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in scores.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         self._monitor.start()
         return metrics
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Writes the model as anyone loads it, LoRA merged, with its processor; the trainer's own goes on training.
+        """Writes the model with LoRA merged, and its processor, as `from_pretrained` loads them.
 
-        Checkpoints, for which transformers calls this itself, hold what is trained, and the memories.
+        The trainer's own model keeps its LoRA and can be trained further. transformers calls this method for
+        checkpoints, too: they hold the trained parameters and the state of the losses.
         """
         folder = Path(self.args.output_dir if output_dir is None else output_dir)
         if not _internal_call:
             model = self.whole_model()
-            if self.args.should_save:
-                model = merge_lora(copy.deepcopy(model)) if isinstance(model, PeftModel) else model
-                model.save_pretrained(folder)
+            if model is not None and self.args.should_save:
+                merged = merge_lora(copy.deepcopy(model)) if isinstance(model, PeftModel) else model
+                merged.save_pretrained(folder)
                 self.processing_class.save_pretrained(folder)
             return
         super().save_model(output_dir, _internal_call)
-        # transformers comes here with every process: one writes.
+        # transformers calls this in every process: one of them writes.
         state = {name: tensor.contiguous().cpu() for name, tensor in self.objective.state_dict().items()}
         if state and self.args.should_save:
             folder.mkdir(parents=True, exist_ok=True)
             safetensors.torch.save_file(state, folder / OBJECTIVE_FILE)
 
     def whole_model(self) -> ECCLModel | PeftModel | None:
-        """The model that trains, in one piece.
+        """Returns the model that is trained, in one piece.
 
-        Every process must call this where the model is sharded (FSDP); then the first gets it, the others `None`.
+        If the model is sharded (FSDP), every process must call this; the first process gets the model, the others
+        `None`.
         """
-        if not self.is_fsdp_enabled:
+        if self._skeleton is None:
             return self.model
         state = self.accelerator.get_state_dict(self.model)
         if not self.args.should_save:
@@ -388,19 +448,18 @@ class ECCLTrainer(Trainer):
         model.load_state_dict(state, assign=True)
         return model.eval()
 
-    def _save_checkpoint(self, model: nn.Module, trial=None) -> None:
-        """As `Trainer` does; the checkpoint is marked when it is whole, and only then are older ones deleted.
+    def _save_checkpoint(self, model: nn.Module, trial: Any = None) -> None:
+        """Writes a checkpoint as `Trainer` does, marks it as complete, and only then deletes older ones.
 
         Raises:
-            OSError: it could not be written; the older ones are still there.
-            SystemExit: SIGTERM asked for it.
+            OSError: the checkpoint could not be written; the older ones are still there.
+            SystemExit: after SIGTERM.
         """
         checkpoint = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
         if self.args.should_save and checkpoint.exists():
-            # What a run left that was killed while it wrote, or that went another way.
+            # Left over from a run that was killed mid-write, or that was resumed from an earlier step.
             shutil.rmtree(checkpoint)
         self.accelerator.wait_for_everyone()
-        limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
@@ -409,51 +468,68 @@ class ECCLTrainer(Trainer):
         except (OSError, RuntimeError, safetensors.SafetensorError) as error:
             if self.args.should_save:
                 shutil.rmtree(checkpoint, ignore_errors=True)
+            if _is_death_of_a_worker(error):
+                raise
             raise OSError(f"{checkpoint} could not be written, earlier checkpoints are still there: {error}") from error
-        finally:
-            self.args.save_total_limit = limit
         if self.args.should_save:
-            delete_older(checkpoint, limit, self.state.best_model_checkpoint)
+            delete_older_checkpoints(checkpoint, self._save_total_limit, self.state.best_model_checkpoint)
         if self._checkpoint_callback.stopping:
             if self.args.should_save:
-                print(f"SIGTERM: stopped after step {self.state.global_step}; {checkpoint} holds it", flush=True)
+                print(f"SIGTERM: stopped after step {self.state.global_step}, saved in {checkpoint}", flush=True)
             raise SystemExit(128 + signal.SIGTERM)
         self._monitor.start()
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        state = self.objective.state_dict()
-        if state:
-            file = Path(resume_from_checkpoint) / OBJECTIVE_FILE
-            self.objective.load_state_dict(safetensors.torch.load_file(file))
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        # With save_strategy "best" this decides whether the checkpoint that SIGTERM asked for is written.
+        return super()._determine_best_metric(metrics, trial) or self._checkpoint_callback.stopping
 
 
-class _Written(NamedTuple):
-    """What a batch of all processes leaves for the memories, and the images of this process's share of it."""
+class _LoopCallback(TrainerCallback):
+    """Adds what the objective needs to transformers' training loop.
 
-    image_features: torch.Tensor
-    text_features: torch.Tensor
-    batch: dict[str, torch.Tensor]
-    file_paths: list[str | None]
+    Args:
+        start_epoch: called at the beginning of each epoch.
+        objective: its gradients are cleared after each step of the optimiser; transformers clears only the model's.
+    """
+
+    def __init__(self, start_epoch: Callable[[], None], objective: ECCLObjective):
+        self._start_epoch, self._objective, self._first_step = start_epoch, objective, 0
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        self._first_step = state.global_step
+        self._start_epoch()
+
+    def on_optimizer_step(self, args, state, control, **kwargs):
+        self._objective.zero_grad()
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        if state.global_step == self._first_step:
+            # A run that is resumed after its last step: the evaluation was made before, or was not due.
+            control.should_log = control.should_evaluate = control.should_save = False
 
 
-def _start_worker(start: Callable[[int], None] | None, worker_id: int) -> None:
-    leave_process_group(worker_id)
-    if start is not None:
-        start(worker_id)
+_WORKER_DIED = (
+    "a DataLoader worker exited unexpectedly: it was killed, or the machine ran out of memory. Resume from the last "
+    "complete checkpoint, with fewer --dataloader_num_workers if memory was short"
+)
+
+
+def _is_death_of_a_worker(error: BaseException) -> bool:
+    """Whether an error is torch's own report of a dead worker: from the loader, or from its signal handler anywhere."""
+    return isinstance(error, RuntimeError) and "DataLoader worker" in str(error)
 
 
 def _gather_features(accelerator: Accelerator, features: torch.Tensor) -> torch.Tensor:
-    """The features of all processes in the order of their ranks, this process's own with their gradient.
+    """Joins the features of all processes in the order of their ranks; only this process's features have a gradient.
 
-    All processes compute the one loss of the whole batch, so each knows the gradient of its own rows without asking the
-    others. Gradients of weights are averaged over the processes afterwards, hence the factor.
+    Every process computes the same loss of the whole batch, so it knows the gradient of its features without asking
+    the others. DDP averages the gradients of the weights over the processes afterwards, hence the factor.
     """
-    rows = accelerator.gather(features.detach())
+    gathered = accelerator.gather(features.detach())
     if features.requires_grad:
         features.register_hook(lambda gradient: gradient * accelerator.num_processes)
     start = accelerator.process_index * len(features)
-    return torch.cat([rows[:start], features, rows[start + len(features) :]])
+    return torch.cat([gathered[:start], features, gathered[start + len(features) :]])
 
 
 __all__ = ["OBJECTIVE_FILE", "ECCLTrainer"]

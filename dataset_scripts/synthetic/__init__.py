@@ -1,4 +1,4 @@
-"""The synthetic person-retrieval benchmark: people drawn from attributes, captioned by a grammar."""
+"""The synthetic person-retrieval benchmark: persons drawn from attributes, with captions from a grammar."""
 
 from .generator import ANNOTATION_FILES, LABELS_FILE, SIZES, SyntheticBenchmark, write_benchmark
 

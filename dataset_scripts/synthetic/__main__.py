@@ -1,54 +1,112 @@
-"""Writes the synthetic person-retrieval benchmark in the raw layout of any of the three real ones.
+"""Draws the synthetic person-retrieval benchmark and writes it in the raw layout of one of the three real benchmarks.
 
 python -m eccl.dataset_scripts.synthetic --layout cuhk_pedes --output_dir DIR --seed 0
 """
 
 import argparse
 import os
+from typing import Any
 
+from ...utils.command_line import CommandParser, add_shared_option, command, say
 from .captions import DOMAINS
 from .generator import ANNOTATION_FILES, SIZES, SyntheticBenchmark, write_benchmark
 
-_PER_ITEM = ("images_per_id", "captions_per_image")
+_NOT_GIVEN = argparse.SUPPRESS
+_COUNTS = ("train_ids", "val_ids", "test_ids", "images_per_id", "captions_per_image")
+# Sizes in which a layout differs from the other ones, as the real benchmarks do.
+_LAYOUT_SIZES: dict[str, dict[str, int]] = {
+    "icfg_pedes": {"val_ids": 0, "captions_per_image": 1},
+    "rstpreid": {"images_per_id": 5},
+}
 
 
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m eccl.dataset_scripts.synthetic", description=__doc__.partition("\n")[0]
-    )
-    parser.add_argument("--layout", choices=list(ANNOTATION_FILES), default="cuhk_pedes", help="raw layout to write")
-    parser.add_argument("--output_dir", required=True, help="a new folder")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--domain", choices=DOMAINS, default="source", help="target is the shifted variant")
+def make_parser() -> CommandParser:
+    parser = CommandParser("python -m eccl.dataset_scripts.synthetic", __doc__)
     parser.add_argument(
-        "--size", choices=list(SIZES), default="small", help="300, 3,000 or CUHK-PEDES' 11,003 people to train on"
+        "--layout", choices=list(ANNOTATION_FILES), default="cuhk_pedes", help="benchmark whose raw layout is written"
     )
-    parser.add_argument("--train_ids", type=int, help="people in the train split, in place of --size")
-    parser.add_argument("--val_ids", type=int, help="people in the val split (0 for icfg_pedes)")
-    parser.add_argument("--test_ids", type=int, help="people in the test split")
-    parser.add_argument("--images_per_id", type=int, help="photographs a person (default: 4; 5 for rstpreid)")
-    parser.add_argument("--captions_per_image", type=int, help="captions a photograph (default: 2; 1 for icfg_pedes)")
-    parser.add_argument("--mentions", type=float, default=1.0, help="below 1, captions mention less")
-    parser.add_argument("--nuisance", type=float, default=1.0, help="above 1, photographs of one person differ more")
-    parser.add_argument("--num_workers", type=int, default=os.cpu_count() or 1, help="processes that draw")
-    options = vars(parser.parse_args(arguments))
-    output_dir, num_workers = options.pop("output_dir"), options.pop("num_workers")
-    size = dict(SIZES[options.pop("size")])
-    by_layout = {
-        "icfg_pedes": {"val_ids": 0, "captions_per_image": 1},
-        "rstpreid": {"images_per_id": 5},
-    }
-    if any(options[name] is not None for name in ("train_ids", "val_ids", "test_ids", *_PER_ITEM)):
-        # Exact totals hold for the people that they were counted for.
-        size = {name: value for name, value in size.items() if name.endswith("_ids")}
-    defaults = size | (by_layout.get(options["layout"], {}) if "images" not in size else {})
-    given = {name: value for name, value in options.items() if value is not None}
-    options = defaults | given
-    try:
-        report = write_benchmark(SyntheticBenchmark(**options), output_dir, num_workers)
-    except (ValueError, FileExistsError) as error:
-        parser.error(str(error))
-    print(f"{output_dir}: {options['layout']} layout, {options['domain']} domain, seed {options['seed']}")
+    add_shared_option(parser, "output_dir", help="new or empty folder to write the benchmark to")
+    add_shared_option(parser, "seed")
+    parser.add_argument(
+        "--domain",
+        choices=DOMAINS,
+        default="source",
+        help="source, or target: the variant with other shades, backgrounds, camera and words",
+    )
+    parser.add_argument(
+        "--size",
+        choices=list(SIZES),
+        default="small",
+        help="small trains on 300 persons, medium on 3,000; cuhk has all the sizes of CUHK-PEDES (11,003 persons)",
+    )
+    _add_size_options(parser)
+    parser.add_argument(
+        "--mentions",
+        type=float,
+        default=1.0,
+        help="factor on how often a caption mentions each attribute, above 0; below 1, captions are vaguer",
+    )
+    parser.add_argument(
+        "--nuisance",
+        type=float,
+        default=1.0,
+        help="factor on how much the photographs of one person differ, at least 0; above 1, they differ more",
+    )
+    add_shared_option(parser, "num_workers", default=os.cpu_count() or 1, help="number of processes that draw")
+    return parser
+
+
+def _add_size_options(parser: CommandParser) -> None:
+    counts = parser.add_argument_group("sizes that replace those of --size")
+    counts.add_argument("--train_ids", type=int, default=_NOT_GIVEN, help="number of persons in the train split")
+    counts.add_argument(
+        "--val_ids", type=int, default=_NOT_GIVEN, help="number of persons in the val split; must be 0 for icfg_pedes"
+    )
+    counts.add_argument("--test_ids", type=int, default=_NOT_GIVEN, help="number of persons in the test split")
+    counts.add_argument(
+        "--images_per_id",
+        type=int,
+        default=_NOT_GIVEN,
+        help="number of photographs of each person (default: 4, or 5 for rstpreid)",
+    )
+    counts.add_argument(
+        "--captions_per_image",
+        type=int,
+        default=_NOT_GIVEN,
+        help="number of captions of each photograph (default: 2, or 1 for icfg_pedes)",
+    )
+
+
+def make_benchmark(options: argparse.Namespace) -> SyntheticBenchmark:
+    """Completes the options with the defaults of the size and of the layout.
+
+    Raises:
+        ValueError: the options do not fit together, see [`SyntheticBenchmark`].
+    """
+    given = {name: value for name, value in vars(options).items() if name in _COUNTS}
+    sizes: dict[str, Any] = dict(SIZES[options.size])
+    if given:
+        # The exact totals of --size hold only for its number of persons.
+        sizes = {name: value for name, value in sizes.items() if name.endswith("_ids")}
+    if "images" not in sizes:
+        sizes |= _LAYOUT_SIZES.get(options.layout, {})
+    return SyntheticBenchmark(
+        layout=options.layout,
+        seed=options.seed,
+        domain=options.domain,
+        mentions=options.mentions,
+        nuisance=options.nuisance,
+        **(sizes | given),
+    )
+
+
+@command
+def main(arguments: list[str]) -> None:
+    options = make_parser().parse_args(arguments)
+    benchmark = make_benchmark(options)
+    say(f"writing the synthetic benchmark to {options.output_dir}")
+    report = write_benchmark(benchmark, options.output_dir, options.num_workers)
+    print(f"{options.output_dir}: {options.layout} layout, {options.domain} domain, seed {options.seed}")
     for split, counts in report["counts"].items():
         if counts["ids"]:
             sizes = ", ".join(f"{count} {name}" for name, count in counts.items())

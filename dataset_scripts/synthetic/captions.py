@@ -1,16 +1,19 @@
-"""What is said: a small English grammar over the attributes of a person.
+"""Writes captions: a small English grammar over the attributes of a person.
 
-Two domains share most of their words; each has some of its own, as two annotation campaigns would.
+The two domains share most of their words. Each also has words that the other does not use, as two groups of annotators
+would.
 """
 
 import random
+from collections.abc import Callable
+from typing import NamedTuple
 
 from .people import Person
 
 DOMAINS = ("source", "target")
 
-# value -> (words of both domains, words of the source only, words of the target only)
 Words = dict[str, tuple[list[str], list[str], list[str]]]
+"""For each value: the words of both domains, those of the source only, and those of the target only."""
 
 _SUBJECT: Words = {
     "man": (["man", "male pedestrian"], ["guy"], ["gentleman", "male"]),
@@ -84,8 +87,8 @@ _BAG: Words = {
     "shopping bag": (["shopping bag"], ["carrier bag"], ["tote bag"]),
 }
 
-# How often a caption mentions each thing that the person has. Nothing is said of what is not there.
-_MENTIONED = {
+# The probability that a caption mentions each thing. A caption never says that the person does not have something.
+_MENTION_PROBABILITIES = {
     "gender": 0.9,
     "build": 0.2,
     "hair": 0.45,
@@ -105,35 +108,84 @@ _MENTIONED = {
 
 
 def _choose_mentions(person: Person, rng: random.Random, mentions: float) -> set[str]:
-    said = {name: rng.random() < share * mentions for name, share in _MENTIONED.items()}
-    mentioned = {name for name in ("gender", "build") if said[name]}
-    if said["hair"]:
+    """Draws the names of the attributes that a caption mentions."""
+    chosen = {name: rng.random() < probability * mentions for name, probability in _MENTION_PROBABILITIES.items()}
+    mentioned = {name for name in ("gender", "build") if chosen[name]}
+    if chosen["hair"]:
         mentioned.add("hair")
-        if said["hair_colour"]:
+        if chosen["hair_colour"]:
             mentioned.add("hair_colour")
     for part in ("upper", "lower"):
-        if part == "upper" or said[part]:
-            # A garment without its name is 'something red', which nobody writes: the name comes with the rest.
+        # The upper garment is always mentioned. A colour or a pattern is mentioned only together with its garment,
+        # because nobody writes "something red".
+        if part == "upper" or chosen[part]:
             mentioned.add(part)
-            if said[f"{part}_colour"]:
+            if chosen[f"{part}_colour"]:
                 mentioned.add(f"{part}_colour")
-            # That cloth is plain is worth a word less often than that it is not.
-            if said[f"{part}_pattern"] and (person[f"{part}_pattern"] != "plain" or rng.random() < 0.15):
+            # People rarely mention that cloth is plain.
+            if chosen[f"{part}_pattern"] and (person[f"{part}_pattern"] != "plain" or rng.random() < 0.15):
                 mentioned.add(f"{part}_pattern")
-    if said["shoes"]:
+    if chosen["shoes"]:
         mentioned.add("shoes")
-        if said["shoes_colour"]:
+        if chosen["shoes_colour"]:
             mentioned.add("shoes_colour")
     for part in ("hat", "bag"):
-        if person[part] != "none" and said[part]:
+        if person[part] != "none" and chosen[part]:
             mentioned.add(part)
-            if said["accessory_colour"]:
+            if chosen["accessory_colour"]:
                 mentioned.add(f"{part}_colour")
     return mentioned
 
 
-def _article(phrase: str) -> str:
-    return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"
+class _WordChooser:
+    """Chooses words for the mentioned attributes of one person.
+
+    Args:
+        person: the attributes, see `ATTRIBUTES`.
+        mentioned: the names of the mentioned attributes.
+        domain: `source` or `target`.
+        rng: the only source of randomness.
+    """
+
+    def __init__(self, person: Person, mentioned: set[str], domain: str, rng: random.Random):
+        self.person, self.mentioned, self.rng = person, mentioned, rng
+        self.domain_index = 1 + DOMAINS.index(domain)
+
+    def word(self, words: Words, attribute: str) -> str:
+        """Chooses a word for the value of an attribute."""
+        choices = words[self.person[attribute]]
+        return self.rng.choice(choices[0] if self.rng.random() < 0.65 else choices[self.domain_index])
+
+    def colour(self, attribute: str) -> str:
+        """Chooses a word for a colour; returns an empty string if it is not mentioned."""
+        return self.word(_COLOUR, attribute) if attribute in self.mentioned else ""
+
+    def thing(self, words: Words, attribute: str) -> str:
+        """Puts a thing, its colour and its pattern together; returns an empty string if it is not mentioned."""
+        if attribute not in self.mentioned:
+            return ""
+        colour = self.colour(f"{attribute}_colour")
+        pattern = self.word(_PATTERN, f"{attribute}_pattern") if f"{attribute}_pattern" in self.mentioned else ""
+        return " ".join(part for part in (colour, pattern, self.word(words, attribute)) if part)
+
+
+class _Phrases(NamedTuple):
+    """The parts of a caption. `they` and `their` are the pronouns; a part that is not mentioned is empty."""
+
+    subject: str
+    they: str
+    their: str
+    hair: str
+    upper: str
+    lower: str
+    shoes: str
+    hat: str
+    bag: str
+
+
+class _Verbs(NamedTuple):
+    wears: str
+    carries: str
 
 
 def make_caption(person: Person, domain: str, rng: random.Random, mentions: float = 1.0) -> tuple[str, list[str]]:
@@ -141,125 +193,135 @@ def make_caption(person: Person, domain: str, rng: random.Random, mentions: floa
 
     Args:
         person: the attributes, see `ATTRIBUTES`.
-        domain: `source` or `target`: which words may be used beside the common ones.
-        rng: the only source of chance: what is mentioned, in which words and order.
+        domain: `source` or `target`: decides which words may be used in addition to the common ones.
+        rng: the only source of randomness: the attributes mentioned, their words and their order.
         mentions: factor on how often each attribute is mentioned; the upper garment always is.
 
     Returns:
-        The caption (one to three English sentences, 22 words or so) and the names of the attributes it states, sorted.
+        The caption (one to three English sentences, about 22 words), and the sorted names of the attributes that it
+        mentions.
 
     Raises:
-        ValueError: an unknown domain.
+        ValueError: `domain` is unknown.
     """
     if domain not in DOMAINS:
         raise ValueError(f"domain is {domain!r}, it must be one of {', '.join(DOMAINS)}")
-    own_words = 1 + DOMAINS.index(domain)
+    # The order of the random draws in this file must stay: another order gives other captions for the same seed.
     mentioned = _choose_mentions(person, rng, mentions)
+    phrases = _choose_phrases(_WordChooser(person, mentioned, domain, rng))
+    verbs = _Verbs(
+        rng.choice(["wears", "is wearing", "is dressed in", "has on"]), rng.choice(["carries", "is carrying", "has"])
+    )
+    sentences = _ARRANGEMENTS[rng.randrange(len(_ARRANGEMENTS))](phrases, verbs, rng)
+    return " ".join(sentence[0].upper() + sentence[1:] + "." for sentence in sentences), sorted(mentioned)
 
-    def word(words: Words, value: str) -> str:
-        common, own = words[value][0], words[value][own_words]
-        return rng.choice(common if rng.random() < 0.65 else own)
 
-    def colour(attribute: str) -> str:
-        return word(_COLOUR, person[attribute]) if attribute in mentioned else ""
-
-    def thing(words: Words, attribute: str) -> str:
-        pattern = f"{attribute}_pattern"
-        described = [
-            colour(f"{attribute}_colour"),
-            word(_PATTERN, person[pattern]) if pattern in mentioned else "",
-            word(words, person[attribute]),
-        ]
-        return " ".join(part for part in described if part)
-
-    woman = person["gender"] == "woman"
+def _choose_phrases(chooser: _WordChooser) -> _Phrases:
+    person, mentioned, rng = chooser.person, chooser.mentioned, chooser.rng
     if "gender" in mentioned:
-        noun, they, their = word(_SUBJECT, person["gender"]), "she" if woman else "he", "her" if woman else "his"
+        noun = chooser.word(_SUBJECT, "gender")
+        they, their = ("she", "her") if person["gender"] == "woman" else ("he", "his")
     else:
         noun, they, their = rng.choice(["person", "pedestrian"]), "the person", "the"
     if "build" in mentioned:
-        noun = f"{word(_BUILD, person['build'])} {noun}"
-    subject = rng.choice([_article(noun), f"the {noun}", f"this {noun}"])
-
+        noun = f"{chooser.word(_BUILD, 'build')} {noun}"
+    subject = rng.choice([_add_article(noun), f"the {noun}", f"this {noun}"])
     hair = ""
     if "hair" in mentioned:
-        hair = " ".join(word(_HAIR, person["hair"]).format(colour=colour("hair_colour")).split())
+        # A hair style without a colour leaves a double space.
+        hair = " ".join(chooser.word(_HAIR, "hair").format(colour=chooser.colour("hair_colour")).split())
         hair = hair.replace("a orange", "an orange")
-    upper = _article(thing(_UPPER, "upper"))
-    lower = ""
-    if "lower" in mentioned:
-        lower = thing(_LOWER, "lower")
-        if person["lower"] == "skirt":
-            lower = _article(lower)
-        elif rng.random() < 0.25:
-            lower = f"a pair of {lower}"
-    shoes = thing(_SHOES, "shoes") if "shoes" in mentioned else ""
-    hat = _article(thing(_HAT, "hat")) if "hat" in mentioned else ""
-    bag = _article(thing(_BAG, "bag")).format(their=their) if "bag" in mentioned else ""
-    mentioned_names = sorted(mentioned)
-    sentences = _arrange(rng, subject, they, their, hair, upper, lower, shoes, hat, bag)
-    return " ".join(sentence[0].upper() + sentence[1:] + "." for sentence in sentences), mentioned_names
+    upper = _add_article(chooser.thing(_UPPER, "upper"))
+    lower = chooser.thing(_LOWER, "lower")
+    if lower and person["lower"] == "skirt":
+        lower = _add_article(lower)
+    elif lower and rng.random() < 0.25:
+        lower = f"a pair of {lower}"
+    shoes = chooser.thing(_SHOES, "shoes")
+    hat = _add_article(chooser.thing(_HAT, "hat"))
+    bag = _add_article(chooser.thing(_BAG, "bag")).format(their=their)
+    return _Phrases(subject, they, their, hair, upper, lower, shoes, hat, bag)
 
 
-def _listed(parts: list[str]) -> str:
-    parts = [part for part in parts if part]
-    return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
+def _add_article(phrase: str) -> str:
+    """Adds `a` or `an`; an empty phrase stays empty."""
+    return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}" if phrase else ""
 
 
-def _arrange(
-    rng: random.Random,
-    subject: str,
-    they: str,
-    their: str,
-    hair: str,
-    upper: str,
-    lower: str,
-    shoes: str,
-    hat: str,
-    bag: str,
-) -> list[str]:
-    """Puts the noun phrases (empty: not mentioned) into one of five orders of sentences."""
-    wears = rng.choice(["wears", "is wearing", "is dressed in", "has on"])
-    carries = rng.choice(["carries", "is carrying", "has"])
-    order = rng.randrange(5)
-    rest: list[str] = []
-    if order == 0:  # clothes from top to bottom, then what else there is
-        first = f"{subject} {wears} {_listed([upper, lower, shoes])}"
-        if hair:
-            rest.append(f"{they} has {hair}")
-        if hat and bag:
-            rest.append(f"{they} {carries} {bag} and wears {hat}")
-        elif hat or bag:
-            rest.append(f"{they} {carries} {bag}" if bag else f"{they} has {hat} on {their} head")
-    elif order == 1:  # the head first
-        with_head = f" with {_listed([hair, hat])}" if hair or hat else ""
-        first = f"{subject}{with_head} {wears} {_listed([upper, lower])}"
-        if shoes:
-            rest.append(f"{their} shoes are {shoes}" if rng.random() < 0.3 else f"{they} wears {shoes}")
-        if bag:
-            rest.append(f"{they} {carries} {bag}")
-    elif order == 2:  # the bag first
-        first = (
-            f"carrying {bag}, {subject} {wears} {_listed([upper, lower])}"
-            if bag
-            else f"{subject} {wears} {_listed([upper, lower])}"
-        )
-        if shoes or hat:
-            rest.append(f"{they} also wears {_listed([shoes, hat])}")
-        if hair:
-            rest.append(f"{they} has {hair}")
-    elif order == 3:  # from the ground up
-        if lower or shoes:
-            first = f"{subject} {wears} {_listed([lower, shoes])} with {upper}"
-        else:
-            first = f"{subject} {wears} {upper}"
-        if hair or hat:
-            rest.append(f"{they} has {_listed([hair, hat])}")
-        if bag:
-            rest.append(f"{bag} can be seen as well")
-    else:  # one long sentence
-        first = f"{subject} in {_listed([upper, lower])}"
-        if hair or hat or shoes:
-            first += f", with {_listed([hair, hat, shoes])}"
-        first += f", is walking with {bag}" if bag else rng.choice([", is walking", ", is standing"])
-    return [first, *rest]
+def _join(phrases: list[str]) -> str:
+    """Joins phrases with commas and a final `and`; empty ones are skipped."""
+    phrases = [phrase for phrase in phrases if phrase]
+    return phrases[0] if len(phrases) == 1 else ", ".join(phrases[:-1]) + " and " + phrases[-1]
+
+
+def _clothes_first(phrases: _Phrases, verbs: _Verbs, rng: random.Random) -> list[str]:
+    """The clothes from top to bottom, then everything else."""
+    subject, they, their, hair, upper, lower, shoes, hat, bag = phrases
+    sentences = [f"{subject} {verbs.wears} {_join([upper, lower, shoes])}"]
+    if hair:
+        sentences.append(f"{they} has {hair}")
+    if hat and bag:
+        sentences.append(f"{they} {verbs.carries} {bag} and wears {hat}")
+    elif bag:
+        sentences.append(f"{they} {verbs.carries} {bag}")
+    elif hat:
+        sentences.append(f"{they} has {hat} on {their} head")
+    return sentences
+
+
+def _head_first(phrases: _Phrases, verbs: _Verbs, rng: random.Random) -> list[str]:
+    """Hair and hat first."""
+    subject, they, their, hair, upper, lower, shoes, hat, bag = phrases
+    head = f" with {_join([hair, hat])}" if hair or hat else ""
+    sentences = [f"{subject}{head} {verbs.wears} {_join([upper, lower])}"]
+    if shoes:
+        sentences.append(f"{their} shoes are {shoes}" if rng.random() < 0.3 else f"{they} wears {shoes}")
+    if bag:
+        sentences.append(f"{they} {verbs.carries} {bag}")
+    return sentences
+
+
+def _bag_first(phrases: _Phrases, verbs: _Verbs, rng: random.Random) -> list[str]:
+    """The bag first, then the clothes."""
+    subject, they, _, hair, upper, lower, shoes, hat, bag = phrases
+    clothes = f"{subject} {verbs.wears} {_join([upper, lower])}"
+    sentences = [f"carrying {bag}, {clothes}" if bag else clothes]
+    if shoes or hat:
+        sentences.append(f"{they} also wears {_join([shoes, hat])}")
+    if hair:
+        sentences.append(f"{they} has {hair}")
+    return sentences
+
+
+def _shoes_first(phrases: _Phrases, verbs: _Verbs, rng: random.Random) -> list[str]:
+    """From the bottom to the top."""
+    subject, they, _, hair, upper, lower, shoes, hat, bag = phrases
+    if lower or shoes:
+        sentences = [f"{subject} {verbs.wears} {_join([lower, shoes])} with {upper}"]
+    else:
+        sentences = [f"{subject} {verbs.wears} {upper}"]
+    if hair or hat:
+        sentences.append(f"{they} has {_join([hair, hat])}")
+    if bag:
+        sentences.append(f"{bag} can be seen as well")
+    return sentences
+
+
+def _one_sentence(phrases: _Phrases, verbs: _Verbs, rng: random.Random) -> list[str]:
+    """Everything in one long sentence."""
+    subject, _, _, hair, upper, lower, shoes, hat, bag = phrases
+    sentence = f"{subject} in {_join([upper, lower])}"
+    if hair or hat or shoes:
+        sentence += f", with {_join([hair, hat, shoes])}"
+    sentence += f", is walking with {bag}" if bag else rng.choice([", is walking", ", is standing"])
+    return [sentence]
+
+
+# Each one puts the phrases into sentences in another order.
+_ARRANGEMENTS: tuple[Callable[[_Phrases, _Verbs, random.Random], list[str]], ...] = (
+    _clothes_first,
+    _head_first,
+    _bag_first,
+    _shoes_first,
+    _one_sentence,
+)

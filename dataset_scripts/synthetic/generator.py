@@ -1,37 +1,42 @@
-"""Writes the synthetic person-retrieval benchmark in the raw layout of any of the three real ones.
+"""Draws the synthetic benchmark and writes it in the raw layout of CUHK-PEDES, ICFG-PEDES or RSTPReid.
 
     python -m eccl.dataset_scripts.synthetic --layout cuhk_pedes --output_dir DIR --seed 0
 
-The output is a folder as users of that benchmark have it (JPEGs below `imgs/`, one annotation file) and beside it
-`synthetic.json`: the arguments, the oracle's Rank-1 per split, and the attributes that were drawn and mentioned.
+The folder has the files of the real benchmark (JPEG files below `imgs/`, one annotation file), and `synthetic.json`:
+the arguments, the oracle's Rank-1 on each split, the attributes of each person, and the attributes that each caption
+mentions.
 """
 
 import json
 import os
 import random
-import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tqdm.auto import tqdm
 
+from ...utils.files import complete_folder, require_new_folder
+from .appearance import sample_appearance
 from .captions import DOMAINS, make_caption
-from .drawing import draw_person, sample_appearance
+from .drawing import draw_person
 from .people import ATTRIBUTES, Person, attribute_labels, oracle_rank1, sample_person
 
 ANNOTATION_FILES = {"cuhk_pedes": "reid_raw.json", "icfg_pedes": "ICFG-PEDES.json", "rstpreid": "data_captions.json"}
 LABELS_FILE = "synthetic.json"
 _CUHK_FOLDERS = ("cam_a", "cam_b", "CUHK01", "CUHK03", "Market", "test_query", "train_query")
+# Number of persons that a process draws at a time.
+_CHUNK_SIZE = 16
 
 
-# Ids, images and captions per split that --size names; without images and captions they are even per person and image.
-SIZES: dict[str, dict] = {
+# The sizes that --size names. Without `images` and `captions`, every person has as many images, and every image as many
+# captions, as the others.
+SIZES: dict[str, dict[str, Any]] = {
     "small": {"train_ids": 300, "val_ids": 50, "test_ids": 150},
     "medium": {"train_ids": 3000, "val_ids": 200, "test_ids": 500},
-    # CUHK-PEDES' own counts.
+    # The sizes of CUHK-PEDES.
     "cuhk": {
         **{"train_ids": 11_003, "val_ids": 1_000, "test_ids": 1_000},
         "images": (34_054, 3_078, 3_074),
@@ -42,24 +47,24 @@ SIZES: dict[str, dict] = {
 
 @dataclass(frozen=True)
 class SyntheticBenchmark:
-    """The arguments that determine every byte of a benchmark.
+    """The arguments that determine every byte of a benchmark, with one version of Pillow and numpy.
 
     Args:
         layout: `cuhk_pedes`, `icfg_pedes` or `rstpreid`.
-        seed: two seeds share no person and no picture.
+        seed: seed of all random choices. Benchmarks with different seeds have no picture in common.
         domain: `source`, or `target`, the shifted variant: other shades, backgrounds, camera and vocabulary.
-        train_ids, val_ids, test_ids: people per split; a person is in one split only.
-        images_per_id: photographs of each person.
-        captions_per_image: captions of each photograph.
-        images, captions: how many train, val and test have in all, in place of the two before: spread evenly, the
-            first ones getting one more.
-        mentions: factor on how often a caption mentions each attribute, above 0: below 1 makes captions vaguer.
-        nuisance: factor on what differs between photographs of one person (place, scale, light, blur, noise,
-            occlusion), at least 0; pose and background stay.
+        train_ids, val_ids, test_ids: number of persons in each split.
+        images_per_id: number of photographs of each person.
+        captions_per_image: number of captions of each photograph.
+        images, captions: total numbers in train, val and test, instead of `images_per_id` and `captions_per_image`.
+            They are spread evenly; the first persons or images get one more if the total does not divide.
+        mentions: factor on how often a caption mentions each attribute; must be above 0. Below 1, captions are vaguer.
+        nuisance: factor on how much photographs of one person differ in place, scale, light, blur, noise and
+            obstacles; must be at least 0. Pose and background always differ.
 
     Raises:
-        ValueError: an unknown layout or domain, a negative or empty size, a `val` split in ICFG's layout, fewer images
-            than people or captions than images, a factor out of range.
+        ValueError: `layout` or `domain` is unknown, a size is negative or 0, ICFG-PEDES has a `val` split, a split has
+            fewer images than persons or fewer captions than images, or a factor is out of range.
     """
 
     layout: str
@@ -90,17 +95,17 @@ class SyntheticBenchmark:
         if not self.nuisance >= 0:
             raise ValueError(f"nuisance is {self.nuisance}, it must not be negative")
         if self.layout == "icfg_pedes" and self.val_ids:
-            raise ValueError(f"val_ids is {self.val_ids}, but ICFG-PEDES has no val split: it must be 0")
+            raise ValueError(f"val_ids is {self.val_ids}, it must be 0: ICFG-PEDES has no val split")
         for split, (ids, images, captions) in self.counts.items():
             if images < ids or captions < images:
                 raise ValueError(
-                    f"{split} has {ids} ids, {images} images and {captions} captions: each id needs an image, "
-                    "and each image a caption"
+                    f"{split} has {ids} ids, {images} images and {captions} captions: it must have at least one image "
+                    "for each id, and at least one caption for each image"
                 )
 
     @property
     def counts(self) -> dict[str, tuple[int, int, int]]:
-        """Ids, images and captions of each split."""
+        """Numbers of ids, images and captions of each split."""
         counts = {}
         for index, split in enumerate(("train", "val", "test")):
             ids = getattr(self, f"{split}_ids")
@@ -110,26 +115,31 @@ class SyntheticBenchmark:
 
 
 class _Task(NamedTuple):
-    """One person to draw: how many captions each of the images gets."""
+    """One person to draw; `captions` has the number of captions of each image."""
 
     split: str
     person_id: int
     captions: list[int]
 
 
-def _plan(benchmark: SyntheticBenchmark) -> list[_Task]:
-    tasks = []
+class _DrawnPerson(NamedTuple):
+    """A person, and the annotation's record of each image, with the key `mentioned` in addition."""
+
+    person: Person
+    records: list[dict[str, Any]]
+
+
+def _make_tasks(benchmark: SyntheticBenchmark) -> list[_Task]:
+    tasks: list[_Task] = []
     for split, (ids, images, captions) in benchmark.counts.items():
-        of_images = iter(_spread(captions, images))
-        tasks += [
-            _Task(split, len(tasks) + index, list(islice(of_images, count)))
-            for index, count in enumerate(_spread(images, ids))
-        ]
+        captions_of_images = iter(_spread(captions, images))
+        for num_images in _spread(images, ids):
+            tasks.append(_Task(split, len(tasks), list(islice(captions_of_images, num_images))))
     return tasks
 
 
 def _spread(total: int, parts: int) -> list[int]:
-    """`total` in even parts, the first ones larger by one."""
+    """Divides `total` into even parts; the first ones are larger by one if it does not divide."""
     return [total // parts + (index < total % parts) for index in range(parts)]
 
 
@@ -141,17 +151,20 @@ def _file_path(layout: str, split: str, person_id: int, index: int) -> str:
     return f"{person_id:06d}_c{index + 1}_{index:04d}.jpg"
 
 
-def _make_person(benchmark: SyntheticBenchmark, task: _Task, image_root: str) -> tuple[Person, list[dict]]:
-    """Draws and captions one person; each depends on the seed and the id alone, so processes can share the work."""
+def _make_person(benchmark: SyntheticBenchmark, task: _Task, image_root: str) -> _DrawnPerson:
+    """Draws the images of one person and writes their captions.
+
+    The result depends only on the arguments and the id, so several processes can share the work.
+    """
     rng = random.Random(f"{benchmark.seed}/{benchmark.domain}/{task.person_id}")
     person = sample_person(rng)
     appearance = sample_appearance(person, benchmark.domain, rng)
     records = []
-    for index, count in enumerate(task.captions):
+    for index, num_captions in enumerate(task.captions):
         path = _file_path(benchmark.layout, task.split, task.person_id, index)
         image = draw_person(person, appearance, benchmark.domain, rng, benchmark.nuisance)
         image.save(os.path.join(image_root, path), quality=rng.randint(45, 92))
-        captions = [make_caption(person, benchmark.domain, rng, benchmark.mentions) for _ in range(count)]
+        captions = [make_caption(person, benchmark.domain, rng, benchmark.mentions) for _ in range(num_captions)]
         records.append(
             {
                 "split": task.split,
@@ -161,100 +174,129 @@ def _make_person(benchmark: SyntheticBenchmark, task: _Task, image_root: str) ->
                 "mentioned": [names for _, names in captions],
             }
         )
-    return person, records
+    return _DrawnPerson(person, records)
 
 
-def _make_people(work: tuple[SyntheticBenchmark, list[_Task], str]) -> list[tuple[Person, list[dict]]]:
+def _make_people(work: tuple[SyntheticBenchmark, list[_Task], str]) -> list[_DrawnPerson]:
     benchmark, tasks, image_root = work
     return [_make_person(benchmark, task, image_root) for task in tasks]
 
 
-def _settings(benchmark: SyntheticBenchmark) -> dict:
-    """As JSON gives them back: it has no tuples."""
+def _settings(benchmark: SyntheticBenchmark) -> dict[str, Any]:
+    """Returns the arguments as JSON gives them back: lists instead of tuples."""
     return json.loads(json.dumps(asdict(benchmark)))
 
 
-def _split_oracle(made: list[tuple[Person, list[dict]]]) -> float:
-    queries = [
-        (index, names) for index, (_, records) in enumerate(made) for record in records for names in record["mentioned"]
-    ]
-    return oracle_rank1([person for person, _ in made], [len(records) for _, records in made], queries)
+def write_benchmark(benchmark: SyntheticBenchmark, output_dir: str | Path, num_workers: int = 2) -> dict[str, Any]:
+    """Draws the benchmark and writes it to `output_dir`, which appears only when it is complete.
 
-
-def write_benchmark(benchmark: SyntheticBenchmark, output_dir: str | Path, num_workers: int = 2) -> dict:
-    """Draws the benchmark and writes it to `output_dir`, which appears only when everything is there.
-
-    A folder that already holds the same benchmark is left as it is.
+    A folder that already contains the same benchmark is not changed.
 
     Args:
-        benchmark: what to draw.
+        benchmark: the benchmark to draw.
         output_dir: a new or empty folder.
-        num_workers: processes that draw.
+        num_workers: number of processes that draw.
 
     Returns:
-        The content of `synthetic.json` but for the people: `benchmark`, `counts` and `oracle_rank1` per split.
+        The content of `synthetic.json` without the labels: `benchmark` (the arguments), `counts` and `oracle_rank1` of
+        each split.
 
     Raises:
-        FileExistsError: the folder holds anything else.
+        ValueError: `num_workers` is below 1.
+        FileExistsError: the folder contains something else.
     """
+    if num_workers < 1:
+        raise ValueError(f"num_workers is {num_workers}, it must be at least 1")
     output_dir = Path(output_dir).expanduser().absolute()
+    if (report := _read_report(output_dir, benchmark)) is not None:
+        return report
+    require_new_folder(output_dir)
+    with complete_folder(output_dir) as folder:
+        people = _draw_people(benchmark, folder / "imgs", num_workers)
+        return _write_annotation(benchmark, people, folder)
+
+
+def _read_report(output_dir: Path, benchmark: SyntheticBenchmark) -> dict[str, Any] | None:
+    """Returns the report of a folder that contains the same benchmark, or `None` if it contains no benchmark.
+
+    Raises:
+        FileExistsError: the folder contains a benchmark with other arguments.
+    """
     labels_file = output_dir / LABELS_FILE
-    if labels_file.is_file():
-        report = json.loads(labels_file.read_text(encoding="utf-8"))
-        if report["benchmark"] == _settings(benchmark):
-            return {name: report[name] for name in ("benchmark", "counts", "oracle_rank1")}
-    if output_dir.exists() and any(output_dir.iterdir()):
+    if not labels_file.is_file():
+        return None
+    report = json.loads(labels_file.read_text(encoding="utf-8"))
+    saved, settings = report.get("benchmark", {}), _settings(benchmark)
+    if saved != settings:
+        names = [name for name, value in settings.items() if saved.get(name) != value]
+        different = ", ".join(f"{name} {saved.get(name)} instead of {settings[name]}" for name in names)
         raise FileExistsError(
-            f"{output_dir} is not empty and does not hold this benchmark: remove it or name another folder"
+            f"{output_dir} is not empty: it contains a benchmark with other arguments ({different}); "
+            "remove the folder or name another one"
         )
-    output_dir.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output_dir.parent, prefix=f".{output_dir.name}-") as unfinished:
-        folder = Path(unfinished) / "benchmark"
-        report = _draw_all(benchmark, folder, num_workers)
-        folder.replace(output_dir)
-    return report
+    return {name: report[name] for name in ("benchmark", "counts", "oracle_rank1")}
 
 
-def _draw_all(benchmark: SyntheticBenchmark, folder: Path, num_workers: int) -> dict:
-    image_root = folder / "imgs"
-    tasks = _plan(benchmark)
-    folders = {
+def _draw_people(benchmark: SyntheticBenchmark, image_root: Path, num_workers: int) -> dict[str, list[_DrawnPerson]]:
+    """Draws all images into `image_root`, and returns the persons of each split."""
+    tasks = _make_tasks(benchmark)
+    for image_folder in {
         (image_root / _file_path(benchmark.layout, task.split, task.person_id, index)).parent
         for task in tasks
         for index in range(len(task.captions))
-    }
-    for image_folder in folders:
+    }:
         image_folder.mkdir(parents=True, exist_ok=True)
-    chunks = [(benchmark, tasks[start : start + 16], str(image_root)) for start in range(0, len(tasks), 16)]
-    made: dict[str, list] = {split: [] for split in benchmark.counts}
+    chunks = [tasks[start : start + _CHUNK_SIZE] for start in range(0, len(tasks), _CHUNK_SIZE)]
+    people: dict[str, list[_DrawnPerson]] = {split: [] for split in benchmark.counts}
     num_images = sum(len(task.captions) for task in tasks)
     with (
         ProcessPoolExecutor(num_workers) as pool,
         tqdm(total=num_images, unit="image", desc=f"drawing {benchmark.domain}") as progress,
     ):
-        for (_, own, _), people in zip(chunks, pool.map(_make_people, chunks), strict=True):
-            for task, drawn in zip(own, people, strict=True):
-                made[task.split].append(drawn)
-            progress.update(sum(len(task.captions) for task in own))
-    records = [record for people in made.values() for _, own in people for record in own]
+        results = pool.map(_make_people, [(benchmark, chunk, str(image_root)) for chunk in chunks])
+        for chunk, drawn_people in zip(chunks, results, strict=True):
+            for task, drawn in zip(chunk, drawn_people, strict=True):
+                people[task.split].append(drawn)
+                progress.update(len(drawn.records))
+    return people
+
+
+def _write_annotation(
+    benchmark: SyntheticBenchmark, people: dict[str, list[_DrawnPerson]], folder: Path
+) -> dict[str, Any]:
+    """Writes the annotation and `synthetic.json`, and returns the report; `people` has the persons of each split."""
     report = {
         "benchmark": _settings(benchmark),
-        "counts": {
-            split: {
-                "ids": len(people),
-                "images": sum(len(own) for _, own in people),
-                "captions": sum(len(record["captions"]) for _, own in people for record in own),
-            }
-            for split, people in made.items()
-        },
-        "oracle_rank1": {split: _split_oracle(people) for split, people in made.items() if people},
+        "counts": {split: _count(drawn_people) for split, drawn_people in people.items()},
+        "oracle_rank1": {split: _split_oracle(drawn_people) for split, drawn_people in people.items() if drawn_people},
     }
+    everyone = [drawn for drawn_people in people.values() for drawn in drawn_people]
+    records = [record for drawn in everyone for record in drawn.records]
     labels = {
         "attributes": {name: list(values) for name, values in ATTRIBUTES.items()},
-        "people": {own[0]["id"]: attribute_labels(person) for people in made.values() for person, own in people},
+        "people": {drawn.records[0]["id"]: attribute_labels(drawn.person) for drawn in everyone},
+        # The annotation itself does not get the mentioned attributes.
         "mentioned": {record.get("file_path", record.get("img_path")): record.pop("mentioned") for record in records},
     }
     annotation = folder / ANNOTATION_FILES[benchmark.layout]
     annotation.write_text(json.dumps(records, indent=1), encoding="utf-8")
     (folder / LABELS_FILE).write_text(json.dumps(report | labels), encoding="utf-8")
     return report
+
+
+def _count(people: list[_DrawnPerson]) -> dict[str, int]:
+    return {
+        "ids": len(people),
+        "images": sum(len(drawn.records) for drawn in people),
+        "captions": sum(len(record["captions"]) for drawn in people for record in drawn.records),
+    }
+
+
+def _split_oracle(people: list[_DrawnPerson]) -> float:
+    queries = [
+        (index, names)
+        for index, drawn in enumerate(people)
+        for record in drawn.records
+        for names in record["mentioned"]
+    ]
+    return oracle_rank1([drawn.person for drawn in people], [len(drawn.records) for drawn in people], queries)

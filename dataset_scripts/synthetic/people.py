@@ -1,4 +1,4 @@
-"""Who is drawn: the identity attributes of the synthetic benchmark, how people are sampled, and the oracle."""
+"""The persons of the synthetic benchmark: their attributes, how they are sampled, and the oracle."""
 
 import random
 from functools import reduce
@@ -7,7 +7,7 @@ import numpy as np
 
 COLOURS = ("black", "white", "grey", "red", "orange", "yellow", "green", "blue", "purple", "pink", "brown")
 
-# Every attribute that identifies a person, with its values; the position of a value is its class label.
+# Every attribute that identifies a person, with its values. The position of a value is its class label.
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "gender": ("man", "woman"),
     "build": ("slim", "average", "heavy"),
@@ -31,49 +31,55 @@ Person = dict[str, str]
 """One value for each name of `ATTRIBUTES`."""
 
 
-def _pick(rng: random.Random, weights: dict[str, float]) -> str:
+# How likely each value is. The order of the values must stay: it decides which person a seed gives.
+_HAIR_WEIGHTS = {
+    "woman": {"short": 0.2, "long": 0.45, "ponytail": 0.2, "bun": 0.15},
+    "man": {"short": 0.8, "long": 0.1, "ponytail": 0.05, "bun": 0.05},
+}
+_HAT_WEIGHTS = {"none": 0.6, "cap": 0.15, "beanie": 0.13, "sun hat": 0.12}
+_HEAVY_UPPER_PATTERN_WEIGHTS = {"plain": 0.7, "striped": 0.2, "checked": 0.2, "dotted": 0.0}
+_LIGHT_UPPER_PATTERN_WEIGHTS = {"plain": 0.4, "striped": 0.2, "checked": 0.2, "dotted": 0.2}
+_LOWER_WEIGHTS = {
+    "woman": {"trousers": 0.3, "jeans": 0.25, "shorts": 0.2, "skirt": 0.3},
+    "man": {"trousers": 0.3, "jeans": 0.25, "shorts": 0.2, "skirt": 0.0},
+}
+_LOWER_PATTERN_WEIGHTS = {"plain": 0.7, "striped": 0.1, "checked": 0.1, "dotted": 0.1}
+_BAG_WEIGHTS = {
+    "woman": {"none": 0.3, "backpack": 0.22, "handbag": 0.2, "shoulder bag": 0.18, "shopping bag": 0.12},
+    "man": {"none": 0.3, "backpack": 0.22, "handbag": 0.05, "shoulder bag": 0.18, "shopping bag": 0.12},
+}
+_BUILD_WEIGHTS = {"slim": 0.3, "average": 0.4, "heavy": 0.3}
+
+
+def _choose(rng: random.Random, weights: dict[str, float]) -> str:
     return rng.choices(list(weights), list(weights.values()))[0]
 
 
 def sample_person(rng: random.Random) -> Person:
     """Draws the attributes of one person.
 
-    Garments depend on each other as they do on a street: few men wear skirts, jeans come in three colours,
-    a coat is rarely dotted.
+    Garments depend on each other as they do on a street: no man wears a skirt, jeans come in three colours, and a
+    jacket, a coat or a hoodie is never dotted.
 
     Args:
-        rng: the only source of chance.
+        rng: the only source of randomness.
 
     Returns:
         A value of `ATTRIBUTES[name]` for each name.
     """
     gender = rng.choice(ATTRIBUTES["gender"])
-    woman = gender == "woman"
-    hair = _pick(
-        rng,
-        {"short": 0.2, "long": 0.45, "ponytail": 0.2, "bun": 0.15}
-        if woman
-        else {"short": 0.8, "long": 0.1, "ponytail": 0.05, "bun": 0.05},
-    )
-    hat = _pick(rng, {"none": 0.6, "cap": 0.15, "beanie": 0.13, "sun hat": 0.12})
+    hair = _choose(rng, _HAIR_WEIGHTS[gender])
+    hat = _choose(rng, _HAT_WEIGHTS)
     upper = rng.choice(ATTRIBUTES["upper"])
-    heavy_cloth = upper in ("jacket", "coat", "hoodie")
-    upper_pattern = _pick(
-        rng,
-        {"plain": 0.7 if heavy_cloth else 0.4, "striped": 0.2, "checked": 0.2, "dotted": 0.0 if heavy_cloth else 0.2},
-    )
-    lower = _pick(rng, {"trousers": 0.3, "jeans": 0.25, "shorts": 0.2, "skirt": 0.3 if woman else 0.0})
+    is_heavy = upper in ("jacket", "coat", "hoodie")
+    upper_pattern = _choose(rng, _HEAVY_UPPER_PATTERN_WEIGHTS if is_heavy else _LIGHT_UPPER_PATTERN_WEIGHTS)
+    lower = _choose(rng, _LOWER_WEIGHTS[gender])
     lower_colour = rng.choice(("blue", "black", "grey") if lower == "jeans" else COLOURS)
-    lower_pattern = (
-        "plain" if lower == "jeans" else _pick(rng, {"plain": 0.7, "striped": 0.1, "checked": 0.1, "dotted": 0.1})
-    )
-    bag = _pick(
-        rng,
-        {"none": 0.3, "backpack": 0.22, "handbag": 0.2 if woman else 0.05, "shoulder bag": 0.18, "shopping bag": 0.12},
-    )
+    lower_pattern = "plain" if lower == "jeans" else _choose(rng, _LOWER_PATTERN_WEIGHTS)
+    bag = _choose(rng, _BAG_WEIGHTS[gender])
     return {
         "gender": gender,
-        "build": _pick(rng, {"slim": 0.3, "average": 0.4, "heavy": 0.3}),
+        "build": _choose(rng, _BUILD_WEIGHTS),
         "hair": hair,
         "hair_colour": rng.choice(ATTRIBUTES["hair_colour"]),
         "hat": hat,
@@ -92,37 +98,39 @@ def sample_person(rng: random.Random) -> Person:
 
 
 def attribute_labels(person: Person) -> list[int]:
-    """The class label of each attribute, in the order of `ATTRIBUTES`."""
+    """Returns the class label of each attribute, in the order of `ATTRIBUTES`."""
     return [values.index(person[name]) for name, values in ATTRIBUTES.items()]
 
 
 def oracle_rank1(people: list[Person], images_per_person: list[int], queries: list[tuple[int, list[str]]]) -> float:
-    """The expected Rank-1 of a reader who recognises every attribute and remembers only what the caption mentions.
+    """Computes the oracle: the expected Rank-1 of a reader who recognises every attribute that a caption mentions.
 
-    Such a reader cannot tell apart the people who agree on all that is mentioned, and picks one of their images
-    by chance: a query counts own images / images of all compatible people.
+    The reader knows nothing else. People with the same values of all mentioned attributes look the same to this
+    reader, who picks one of their images at random. So a query counts as (images of its person) / (images of all
+    people with these values).
 
     Args:
-        people: the people of the gallery.
-        images_per_person: how many images of each the gallery has.
-        queries: for each caption the index of its person in `people` and the names of the attributes it mentions.
+        people: the people in the gallery.
+        images_per_person: the number of images of each person in the gallery.
+        queries: for each caption, the index of its person in `people` and the names of the attributes it mentions.
 
     Returns:
-        Percent, 0 to 100.
+        The percentage, from 0 to 100.
 
     Raises:
-        ValueError: no queries.
+        ValueError: there are no queries.
     """
     if not queries:
-        raise ValueError("the oracle needs at least one query, found none")
-    has = {
+        raise ValueError("the oracle needs at least one query, but the list of queries is empty")
+    has_value = {
         (name, value): np.array([person[name] == value for person in people])
         for name, values in ATTRIBUTES.items()
         for value in values
     }
-    weights, everyone = np.asarray(images_per_person), np.ones(len(people), dtype=bool)
+    num_images, everyone = np.asarray(images_per_person), np.ones(len(people), dtype=bool)
     total = 0.0
-    for own, mentioned in queries:
-        compatible = reduce(np.logical_and, (has[name, people[own][name]] for name in mentioned), everyone)
-        total += images_per_person[own] / weights[compatible].sum()
+    for index, mentioned in queries:
+        person = people[index]
+        compatible = reduce(np.logical_and, (has_value[name, person[name]] for name in mentioned), everyone)
+        total += images_per_person[index] / num_images[compatible].sum()
     return float(100.0 * total / len(queries))

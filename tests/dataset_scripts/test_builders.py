@@ -14,6 +14,7 @@ from PIL import Image
 
 import eccl.dataset_scripts  # noqa: F401  (registers the builders)
 from eccl.dataset_scripts import annotations
+from eccl.dataset_scripts.base import published_differences
 
 
 def write_records(root, records, annotation="reid_raw.json"):
@@ -31,9 +32,7 @@ def write_records(root, records, annotation="reid_raw.json"):
     ],
 )
 @pytest.mark.parametrize("streaming", [False, True])
-def test_each_layout_loads_by_name_as_a_plain_reader_would_read_it(
-    make_raw, name, folder, annotation, path_key, streaming
-):
+def test_each_layout_loads_by_name(make_raw, name, folder, annotation, path_key, streaming):
     root, records = make_raw(folder, annotation, path_key)
     for data_dir in (root, root.parent):
         splits = datasets.load_dataset(name, data_dir=str(data_dir), streaming=streaming)
@@ -49,14 +48,14 @@ def test_each_layout_loads_by_name_as_a_plain_reader_would_read_it(
                 assert row["image"].size == Image.open(root / "imgs" / row["file_path"]).size
 
 
-def test_the_row_keeps_the_path_not_the_bytes(make_raw):
+def test_a_row_has_the_path_of_its_image_and_not_its_bytes(make_raw):
     root, _ = make_raw()
     rows = datasets.load_dataset("cuhk_pedes", data_dir=str(root), split="train")
     stored = rows.cast_column("image", datasets.Image(decode=False))[0]["image"]
     assert stored == {"bytes": None, "path": str(root / "imgs" / "cam_a/0.jpg")}
 
 
-def test_a_changed_annotation_or_image_is_noticed(make_raw):
+def test_a_changed_annotation_or_image_is_read_again(make_raw):
     root, records = make_raw()
     load = lambda: datasets.load_dataset("cuhk_pedes", data_dir=str(root), split="train")  # noqa: E731
     assert load()[0]["captions"][0] == "A person in a coat number 0."
@@ -93,15 +92,15 @@ RECORD_FAULTS = [
     (lambda r: r.update(captions=[]), r"record 2: captions is \[\]"),
     (lambda r: r.update(file_path="/etc/passwd"), "record 2: file_path is '/etc/passwd', it must stay below imgs/"),
     (lambda r: r.update(file_path="cam_a/../../x.jpg"), "must stay below imgs/"),
-    (lambda r: r.update(file_path="cam_a/./0.jpg"), "is the image of record 0 already"),
-    (lambda r: r.update(id=20), "record 4: id 20 is in split val, but in train in record 2"),
+    (lambda r: r.update(file_path="cam_a/./0.jpg"), "is already the image of record 0"),
+    (lambda r: r.update(id=20), "record 4: id 20 is in split val, but in split train in record 2"),
     (lambda r: r.update(file_path="cam_z/0.jpg"), "'cam_z/0.jpg' does not exist, nor does its folder .*cam_z"),
     (lambda r: r.update(file_path="cam_a/99.jpg"), "'cam_a/99.jpg' does not exist"),
 ]
 
 
 @pytest.mark.parametrize(("spoil", "message"), RECORD_FAULTS, ids=[message[:50] for _, message in RECORD_FAULTS])
-def test_a_faulty_record_is_named_with_file_field_and_value(make_raw, spoil, message):
+def test_the_message_about_a_faulty_record_has_file_field_and_value(make_raw, spoil, message):
     root, records = make_raw()
     spoil(records[2])
     write_records(root, records)
@@ -115,10 +114,10 @@ def test_a_faulty_record_is_named_with_file_field_and_value(make_raw, spoil, mes
     [
         (truncate, "'cam_a/2.jpg' cannot be decoded"),
         (lambda root: (root / "imgs" / "cam_a" / "2.jpg").write_bytes(b""), r"'cam_a/2.jpg' is empty \(0 bytes\)"),
-        (link_out, "'cam_a/2.jpg' is a link that leads out of"),
+        (link_out, "'cam_a/2.jpg' is a link to a file outside imgs/"),
     ],
 )
-def test_a_faulty_image_is_named_and_can_be_skipped(make_raw, spoil, message):
+def test_a_faulty_image_is_reported_or_skipped(make_raw, spoil, message):
     root, _ = make_raw()
     spoil(root)
     with pytest.raises(ValueError, match=f"record 2: {message}"):
@@ -128,7 +127,7 @@ def test_a_faulty_image_is_named_and_can_be_skipped(make_raw, spoil, message):
     assert rows["file_path"] == ["cam_a/0.jpg", "cam_a/1.png", "cam_a/3.png"]
 
 
-def test_all_problems_come_together(make_raw):
+def test_one_message_has_all_problems(make_raw):
     root, records = make_raw()
     records[0]["split"] = "x"
     del records[1]["id"]
@@ -140,19 +139,20 @@ def test_all_problems_come_together(make_raw):
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [("{}", "holds a dict, it must hold a list"), ("[{", "is not JSON"), ("[]", "no records")]
+    ("content", "message"),
+    [("{}", "contains a dict, it must contain a list"), ("[{", "is not JSON"), ("[]", "contains no records")],
 )
-def test_an_annotation_that_is_none_is_refused(make_raw, content, message):
+def test_a_file_that_is_not_an_annotation_is_refused(make_raw, content, message):
     root, _ = make_raw()
     (root / "reid_raw.json").write_text(content)
     with pytest.raises(ValueError, match=message):
         datasets.load_dataset("cuhk_pedes", data_dir=str(root))
 
 
-def test_a_missing_annotation_is_explained(make_raw, tmp_path):
+def test_the_message_about_a_missing_annotation_says_what_was_found(make_raw, tmp_path):
     root, _ = make_raw()
     (root / "reid_raw.json").rename(root / "caption_all.json")
-    with pytest.raises(FileNotFoundError, match=r"no reid_raw.json in .* caption_all.json is there, but .* no splits"):
+    with pytest.raises(FileNotFoundError, match=r"no reid_raw.json in .* caption_all.json was found, but .* no splits"):
         datasets.load_dataset("cuhk_pedes", data_dir=str(root))
     with pytest.raises(FileNotFoundError, match="is not a folder"):
         datasets.load_dataset("cuhk_pedes", data_dir=str(tmp_path / "nowhere"))
@@ -160,7 +160,7 @@ def test_a_missing_annotation_is_explained(make_raw, tmp_path):
         datasets.load_dataset("cuhk_pedes")
 
 
-def test_the_librarys_own_formats_still_load(tmp_path):
+def test_other_formats_of_datasets_still_load(tmp_path):
     (tmp_path / "rows.json").write_text('{"a": 1}\n{"a": 2}\n')
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -172,7 +172,7 @@ def load_train(root, **arguments):
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_validation_is_understood_wherever_val_is(make_raw, streaming):
+def test_validation_means_val(make_raw, streaming):
     root, records = make_raw()
     records[4]["split"] = "validation"
     write_records(root, records)
@@ -187,7 +187,7 @@ def test_validation_is_understood_wherever_val_is(make_raw, streaming):
         assert (len(first), len(second)) == (4, 1)
 
 
-def test_several_processes_prepare_the_same_rows(make_raw):
+def test_several_processes_give_the_same_rows(make_raw):
     root, _ = make_raw()
     alone = list(load_train(root))
     together = load_train(root, num_proc=2, download_mode="force_redownload")
@@ -195,7 +195,7 @@ def test_several_processes_prepare_the_same_rows(make_raw):
     assert together["image_id"] == [0, 1, 2, 3]
 
 
-def test_a_folder_that_is_missing_is_named_once_with_its_records(make_raw):
+def test_a_missing_folder_is_reported_once(make_raw):
     root, records = make_raw()
     for number in (0, 2, 3):
         records[number]["file_path"] = f"CUHK01/{number}.jpg"
@@ -203,7 +203,9 @@ def test_a_folder_that_is_missing_is_named_once_with_its_records(make_raw):
     write_records(root, records)
     with pytest.raises(ValueError, match="2 problems") as error:
         load_train(root)
-    assert f"the folder {root}/imgs/CUHK01 does not exist: 3 records point there, record 0 first" in str(error.value)
+    assert f"the folder {root}/imgs/CUHK01 does not exist: 3 records have images there, the first is record 0" in str(
+        error.value
+    )
     assert f"record 4: 'Market/deep/4.jpg' does not exist, nor does its folder {root}/imgs/Market" in str(error.value)
     records[4]["file_path"] = "cam_a/4.jpg"
     write_records(root, records)
@@ -213,7 +215,7 @@ def test_a_folder_that_is_missing_is_named_once_with_its_records(make_raw):
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_an_unchanged_set_is_not_decoded_again(make_raw, monkeypatch, streaming, tmp_path):
+def test_the_images_of_an_unchanged_data_set_are_decoded_once(make_raw, monkeypatch, streaming, tmp_path):
     root, _ = make_raw()
     opened = []
     real = Image.open
@@ -228,7 +230,7 @@ def test_an_unchanged_set_is_not_decoded_again(make_raw, monkeypatch, streaming,
     assert len(opened) == 12
 
 
-def test_another_size_than_the_published_is_a_warning_with_both(make_raw):
+def test_a_size_that_was_not_published_gives_a_warning_with_both_sizes(make_raw):
     root, _ = make_raw()
     with pytest.warns(UserWarning, match="is not the published CUHK-PEDES") as warned:
         load_train(root)
@@ -243,17 +245,40 @@ def test_another_size_than_the_published_is_a_warning_with_both(make_raw):
     ]
 
 
+def test_a_data_set_that_says_it_is_synthetic_gives_no_warning_about_its_size(make_raw):
+    root, _ = make_raw()
+    (root / "synthetic.json").write_text("{}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(load_train(root)) == 4
+
+
+def test_a_split_is_compared_with_its_published_size(make_raw):
+    root, _ = make_raw()
+    splits = datasets.load_dataset("cuhk_pedes", data_dir=str(root))
+    published = {"train": annotations.SplitSize(3, 4, 8), "test": annotations.SplitSize(1, 2, 3)}
+    layout = annotations.Layout("X", ("x.json",), ("file_path",), published)
+    assert published_differences(layout, "train", splits["train"]) == []
+    assert published_differences(layout, "test", splits["test"]) == [
+        "test has 1 ids, 1 images, 2 captions; published: 1 ids, 2 images, 3 captions"
+    ]
+    # ICFG-PEDES has published sizes, but no val split.
+    assert published_differences(layout, "val", splits["val"]) == []
+    nothing_published = annotations.Layout("X", ("x.json",), ("file_path",))
+    assert published_differences(nothing_published, "test", splits["test"]) == []
+
+
 UNUSUAL_FAULTS = [
     ('[{"split": "train"}' + "[" * 100_000, "is not JSON"),
     ("[" * 100_000 + "]" * 100_000, "is not JSON"),
     ('[{"id": ' + "9" * 5000 + "}]", "is not JSON"),
     ('["a"]', "record 0: is a str, it must be an object"),
     (r'[{"split": "train", "id": 1, "captions": ["half \ud800"], "file_path": "a"}]', r"captions\[0\] .* UTF-8"),
-    (r'[{"split": "train", "id": 1, "captions": ["a"], "file_path": "a\u0000b"}]', "a path that a file can have"),
-    (r'[{"split": "train", "id": 1, "captions": ["a"], "file_path": "\ud800"}]', "a path that a file can have"),
+    (r'[{"split": "train", "id": 1, "captions": ["a"], "file_path": "a\u0000b"}]', "it must be a valid file path"),
+    (r'[{"split": "train", "id": 1, "captions": ["a"], "file_path": "\ud800"}]', "it must be a valid file path"),
     ('[{"split": "train", "id": 1, "captions": ["a"], "file_path": "' + "x" * 5000 + '"}]', "record 0: .*too long"),
     ('[{"split": "train", "id": 1, "captions": ["a"], "file_path": "cam_a"}]', "record 0: 'cam_a' is a folder"),
-    ('[{"id": 1, "id": 2, "split": "train", "captions": ["a"], "file_path": "a"}]', "record 0: gives a key twice"),
+    ('[{"id": 1, "id": 2, "split": "train", "captions": ["a"], "file_path": "a"}]', "record 0: contains a key twice"),
     (
         r'[{"split": "train", "id": 1, "captions": ["\u0001&nbsp;."], "file_path": "a"}]',
         r"captions\[0\] is .*a sentence",
@@ -268,14 +293,14 @@ UNUSUAL_FAULTS = [
 
 
 @pytest.mark.parametrize(("content", "message"), UNUSUAL_FAULTS, ids=[message for _, message in UNUSUAL_FAULTS])
-def test_unusual_faults_are_named_too(make_raw, content, message):
+def test_unusual_faults_are_reported(make_raw, content, message):
     root, _ = make_raw()
     (root / "reid_raw.json").write_text(content)
     with pytest.raises(ValueError, match=message):
         load_train(root)
 
 
-def test_links_in_a_circle_and_bombs_are_named(make_raw, monkeypatch):
+def test_circular_links_and_decompression_bombs_are_reported(make_raw, monkeypatch):
     root, _ = make_raw()
     (root / "imgs" / "cam_a" / "2.jpg").unlink()
     os.symlink(root / "imgs" / "cam_a" / "2.jpg", root / "imgs" / "cam_a" / "2.jpg")
@@ -287,13 +312,13 @@ def test_links_in_a_circle_and_bombs_are_named(make_raw, monkeypatch):
         load_train(root)
 
 
-def test_a_byte_order_mark_does_no_harm(make_raw):
+def test_a_byte_order_mark_is_accepted(make_raw):
     root, records = make_raw()
     (root / "reid_raw.json").write_text(json.dumps(records), encoding="utf-8-sig")
     assert len(load_train(root)) == 4
 
 
-# -- Any annotation, valid or not, against a reader that knows only the rules.
+# -- Random annotations, valid or not, compared with a reader that knows only the rules.
 
 FILES = ("a.png", "b.jpg", "sub/c.png", "d.png")
 
@@ -323,9 +348,9 @@ def some_records(draw):
 
 
 def plain_reader(records, folder):
-    """The rows, and the numbers of the records that are at fault, by the rules of the format alone.
+    """Returns the rows, and the numbers of the faulty records, by the rules of the format.
 
-    `folder` says of each file whether it is good.
+    `folder` has the kind of each file; it can be read if its kind is "good".
     """
     rows, faulty, sound = [], set(), []
     for number, record in enumerate(records):
@@ -379,7 +404,7 @@ def write_folder(root, folder):
         st.sampled_from(["good", "good", "good", *CONTENTS, "link out", "folder", "missing"]), min_size=4, max_size=4
     ),
 )
-def test_any_set_is_read_as_the_rules_say_or_refused_with_every_faulty_record(records, kinds):
+def test_a_random_annotation_is_read_or_every_faulty_record_is_reported(records, kinds):
     layout = annotations.Layout("X", ("x.json",), ("file_path",))
     folder = dict(zip(FILES, kinds, strict=True))
     rows, faulty = plain_reader(records, folder)
@@ -397,13 +422,13 @@ def test_any_set_is_read_as_the_rules_say_or_refused_with_every_faulty_record(re
     assert {int(line.removeprefix("- record ").split(":")[0]) for line in lines} == faulty
 
 
-def test_rows_hold_from_any_working_directory(make_raw, monkeypatch, tmp_path):
+def test_rows_can_be_read_from_any_working_directory(make_raw, monkeypatch, tmp_path):
     root, _ = make_raw()
     monkeypatch.chdir(root.parent)
     rows = datasets.load_dataset("cuhk_pedes", data_dir=root.name, split="train")
     monkeypatch.chdir("/")
     assert rows[0]["image"].size == (37, 91)
-    # The same set elsewhere, by the same relative name, has rows of its own.
+    # Another copy of the data set with the same relative path has other rows.
     shutil.copytree(root, tmp_path / "elsewhere" / root.name)
     monkeypatch.chdir(tmp_path / "elsewhere")
     other = datasets.load_dataset("cuhk_pedes", data_dir=root.name, split="train")
@@ -411,22 +436,26 @@ def test_rows_hold_from_any_working_directory(make_raw, monkeypatch, tmp_path):
     assert path.startswith(str(tmp_path / "elsewhere"))
 
 
-def test_one_picture_in_two_records_through_a_link_is_named(make_raw):
+def test_two_records_that_link_to_one_file_are_reported(make_raw):
     root, records = make_raw()
     images = root / "imgs" / "cam_a"
     (images / "5.png").unlink()
     os.symlink(images / "0.jpg", images / "5.png")
-    with pytest.raises(ValueError, match=r"record 5: 'cam_a/5.png' is by a link the file 'cam_a/0.jpg' of record 0"):
+    with pytest.raises(
+        ValueError, match=r"record 5: 'cam_a/5.png' links to the same file as 'cam_a/0.jpg' of record 0"
+    ):
         load_train(root)
     (images / "5.png").unlink()
     os.symlink(images, root / "imgs" / "again")
     records[5]["file_path"] = "again/0.jpg"
     write_records(root, records)
-    with pytest.raises(ValueError, match=r"record 5: 'again/0.jpg' is by a link the file 'cam_a/0.jpg' of record 0"):
+    with pytest.raises(
+        ValueError, match=r"record 5: 'again/0.jpg' links to the same file as 'cam_a/0.jpg' of record 0"
+    ):
         load_train(root, on_bad_image="skip")
 
 
-def test_what_is_skipped_is_said_at_every_load_and_no_split_goes_with_it(make_raw):
+def test_every_load_warns_about_skipped_images_and_no_split_becomes_empty(make_raw):
     root, _ = make_raw()
     truncate(root)
     for streaming in (False, False, True, True):
@@ -438,7 +467,7 @@ def test_what_is_skipped_is_said_at_every_load_and_no_split_goes_with_it(make_ra
         load_train(root, on_bad_image="skip")
 
 
-def test_a_mended_permission_is_noticed(make_raw):
+def test_a_file_that_changes_within_the_same_size_and_time_is_read_again(make_raw):
     root, _ = make_raw()
     file = root / "imgs" / "cam_a" / "2.jpg"
     content, status = file.read_bytes(), file.stat()
@@ -446,16 +475,16 @@ def test_a_mended_permission_is_noticed(make_raw):
     os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
     with pytest.raises(ValueError, match="record 2"):
         load_train(root)
-    # Of the same size, with the same time: only the time of the change tells.
+    # Size and time of modification are the same: only st_ctime differs.
     file.write_bytes(content)
     os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
     assert len(load_train(root)) == 4
 
 
-def test_two_annotations_that_differ_are_refused(make_raw):
+def test_two_different_annotation_files_are_refused(make_raw):
     root, records = make_raw("ICFG-PEDES", "ICFG-PEDES.json")
     write_records(root, records, "ICFG_PEDES.json")
     assert len(datasets.load_dataset("icfg_pedes", data_dir=str(root), split="train")) == 4
     write_records(root, records[:3], "ICFG_PEDES.json")
-    with pytest.raises(ValueError, match=r"ICFG-PEDES.json and .*ICFG_PEDES.json are both there and differ"):
+    with pytest.raises(ValueError, match=r"ICFG-PEDES.json and .*ICFG_PEDES.json are different files"):
         datasets.load_dataset("icfg_pedes", data_dir=str(root))

@@ -13,7 +13,7 @@ from huggingface_hub.errors import RepositoryNotFoundError
 from eccl.dataset_scripts import export
 from eccl.dataset_scripts.synthetic import SyntheticBenchmark, write_benchmark
 
-# Reads an export as anyone would, and prints what it found; this project is not there to be imported.
+# Reads an export in a process that cannot import this project, and prints the rows.
 READER = """
 import hashlib, json, sys
 sys.modules["eccl"] = None
@@ -31,7 +31,18 @@ def run(name, data_dir, output_dir, *more):
     export.main([name, "--data_dir", str(data_dir), "--output_dir", str(output_dir), *more])
 
 
-def test_an_export_gives_equal_rows_without_this_project(make_raw, tmp_path):
+def read_error(capsys, *arguments):
+    """Runs the command, which must fail with one line on stderr, and returns this line."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        run(*arguments)
+    assert stopped.value.code == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    return captured.err[captured.err.index("error: ") :]
+
+
+def test_an_export_gives_the_same_rows_without_this_project(make_raw, tmp_path):
     root, _ = make_raw()
     run("cuhk_pedes", root, tmp_path / "out")
     environment = os.environ | {"HF_HOME": str(tmp_path / "home"), "HF_DATASETS_CACHE": str(tmp_path / "cache")}
@@ -51,7 +62,7 @@ def test_an_export_gives_equal_rows_without_this_project(make_raw, tmp_path):
         ]
 
 
-def test_shards_hold_the_files_bytes_and_all_rows_in_order(make_raw, tmp_path):
+def test_the_parquet_files_have_the_bytes_of_all_images_in_order(make_raw, tmp_path):
     root, _ = make_raw()
     splits = datasets.load_dataset("cuhk_pedes", data_dir=str(root))
     info = export.write_parquet(splits, tmp_path / "out", shard_bytes=2000)
@@ -65,7 +76,7 @@ def test_shards_hold_the_files_bytes_and_all_rows_in_order(make_raw, tmp_path):
         assert row["image"]["bytes"] == (root / "imgs" / row["file_path"]).read_bytes()
 
 
-def test_the_card_says_what_the_owners_say(make_raw, tmp_path):
+def test_the_card_has_the_terms_of_the_owners(make_raw, tmp_path):
     root, _ = make_raw("RSTPReid", "data_captions.json", "img_path")
     run("rstpreid", root, tmp_path / "out")
     card = DatasetCard.load(tmp_path / "out" / "README.md")
@@ -77,7 +88,7 @@ def test_the_card_says_what_the_owners_say(make_raw, tmp_path):
     assert "MIT licence" in card.text and "zhu2021dssl" in card.text and "surveillance" in card.text
 
 
-def test_a_synthetic_export_tells_how_it_was_made(tmp_path):
+def test_the_card_of_a_synthetic_export_says_how_it_was_made(tmp_path):
     benchmark = SyntheticBenchmark("icfg_pedes", train_ids=2, val_ids=0, test_ids=2, captions_per_image=1)
     write_benchmark(benchmark, tmp_path / "set", num_workers=1)
     run("synthetic_pedes", tmp_path / "set", tmp_path / "out")
@@ -92,12 +103,11 @@ def test_a_synthetic_export_tells_how_it_was_made(tmp_path):
         assert np.array_equal(row["image"], other["image"]) and row["captions"] == other["captions"]
 
 
-def test_nothing_is_written_over_or_half_written(make_raw, tmp_path, monkeypatch):
+def test_nothing_is_overwritten_or_written_incompletely(make_raw, tmp_path, monkeypatch, capsys):
     root, _ = make_raw()
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("mine")
-    with pytest.raises(SystemExit, match="out exists and is not an empty folder"):
-        run("cuhk_pedes", root, tmp_path / "out")
+    assert "out exists and is not an empty folder" in read_error(capsys, "cuhk_pedes", root, tmp_path / "out")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]
 
     def full(*arguments):
@@ -107,14 +117,13 @@ def test_nothing_is_written_over_or_half_written(make_raw, tmp_path, monkeypatch
     (tmp_path / "new.partial" / "mine.txt").write_text("mine")
     before = set(tmp_path.iterdir())
     monkeypatch.setattr(export, "make_card", full)
-    with pytest.raises(SystemExit, match="No space left"):
-        run("cuhk_pedes", root, tmp_path / "new")
+    assert "No space left" in read_error(capsys, "cuhk_pedes", root, tmp_path / "new")
     assert set(tmp_path.iterdir()) == before
     assert (tmp_path / "new.partial" / "mine.txt").is_file()
 
 
 class Hub:
-    """What a push asks of the Hub."""
+    """Takes the place of the Hub's client; `private` is `None` if there is no repository."""
 
     def __init__(self, private=None):
         self.private, self.calls = private, []
@@ -136,18 +145,23 @@ class Hub:
         self.calls.append(sorted(path.name for path in folder_path.iterdir()))
 
 
-def test_a_push_is_private_unless_told_otherwise(make_raw, tmp_path, monkeypatch, capsys):
+def test_a_push_is_private_by_default(make_raw, tmp_path, monkeypatch, capsys):
     root, _ = make_raw()
     hub = Hub()
     monkeypatch.setattr(export, "HfApi", hub)
     run("cuhk_pedes", root, tmp_path / "a", "--push_to_hub", "me/cuhk")
     assert hub.calls == [("me/cuhk", "dataset", True), ["README.md", "data"]]
-    assert "private: the benchmarks are for research on request" in capsys.readouterr().out
+    assert "private: the owners give the benchmarks for research, on request" in capsys.readouterr().out
     hub.calls.clear()
     run("cuhk_pedes", root, tmp_path / "b", "--push_to_hub", "me/cuhk", "--public")
     assert hub.calls[0] == ("me/cuhk", "dataset", False)
     monkeypatch.setattr(export, "HfApi", Hub(private=False))
-    with pytest.raises(SystemExit, match="me/cuhk is a public repository"):
-        run("cuhk_pedes", root, tmp_path / "c", "--push_to_hub", "me/cuhk")
-    with pytest.raises(SystemExit):
-        run("cuhk_pedes", root, tmp_path / "d", "--public")
+    pushed = ("cuhk_pedes", root, tmp_path / "c", "--push_to_hub", "me/cuhk")
+    assert "me/cuhk is a public repository" in read_error(capsys, *pushed)
+    # The repository is checked before the export, and again before the upload.
+    assert not (tmp_path / "c").exists()
+    with pytest.raises(ValueError, match="me/cuhk is a public repository"):
+        export.push(tmp_path / "a", "me/cuhk", public=False)
+    assert "--public only applies to --push_to_hub" in read_error(
+        capsys, "cuhk_pedes", root, tmp_path / "d", "--public"
+    )

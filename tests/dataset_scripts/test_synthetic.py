@@ -4,6 +4,7 @@ import random
 
 import datasets
 import numpy as np
+import PIL
 import pytest
 
 import eccl.dataset_scripts  # noqa: F401  (registers the builders)
@@ -11,8 +12,9 @@ from eccl.dataset_scripts.cuhk_pedes import CuhkPedes
 from eccl.dataset_scripts.synthetic import LABELS_FILE, SyntheticBenchmark, write_benchmark
 from eccl.dataset_scripts.synthetic import __main__ as generate_command
 from eccl.dataset_scripts.synthetic.__main__ import main
+from eccl.dataset_scripts.synthetic.appearance import sample_appearance
 from eccl.dataset_scripts.synthetic.captions import make_caption
-from eccl.dataset_scripts.synthetic.drawing import draw_person, sample_appearance
+from eccl.dataset_scripts.synthetic.drawing import draw_person
 from eccl.dataset_scripts.synthetic.people import ATTRIBUTES, attribute_labels, oracle_rank1, sample_person
 
 SMALL = {"train_ids": 3, "val_ids": 2, "test_ids": 2, "images_per_id": 2}
@@ -46,6 +48,40 @@ def test_the_seed_decides_every_byte(tmp_path):
     assert not {sha for _, sha in digest(tmp_path / "a")} & {sha for _, sha in digest(tmp_path / "c")}
 
 
+@pytest.mark.skipif(PIL.__version__ != "13.0.0", reason="other versions of Pillow draw and resize a little differently")
+@pytest.mark.parametrize(
+    ("domain", "nuisance", "expected"),
+    [
+        ("source", 1.0, "ed6588efcb6b2525120b58c4bdc4d1be2d40d6f3f909e8bcb58ced58329ad0c1"),
+        ("source", 2.0, "3240a8f4e79f86b56643c80da134372e59a01c4c9c89175563dd90665bc87429"),
+        ("target", 1.0, "f9d3d382bba8c26207c1d0f92d96feab3d42d718a04897bcc9725eea931edc90"),
+        ("target", 2.0, "bd567b6d14c78f5a34a2df01ca158a1a3796d6ef8b895e6449325bd1d10862b5"),
+    ],
+)
+def test_the_pixels_of_a_seed_stay_the_same(domain, nuisance, expected):
+    """The digests are those of the first version of the drawings; 60 persons reach every line of the drawing code."""
+    pixels = hashlib.sha256()
+    for seed in range(60):
+        rng = random.Random(seed)
+        person = sample_person(rng)
+        image = draw_person(person, sample_appearance(person, domain, rng), domain, rng, nuisance)
+        pixels.update(image.tobytes())
+    assert pixels.hexdigest() == expected
+
+
+@pytest.mark.parametrize(
+    ("domain", "expected"),
+    [
+        ("source", "5aa37dec0c344ab6e69fb93099212a911a35e8a6705d773fef014e19d2eba31e"),
+        ("target", "19c56bdecf04d612ed03b990771accef9fecf23356d50e7bc375730558719723"),
+    ],
+)
+def test_the_annotation_of_a_seed_stays_the_same(tmp_path, domain, expected):
+    sizes = {"train_ids": 20, "val_ids": 2, "test_ids": 2, "images_per_id": 2}
+    write_benchmark(SyntheticBenchmark("cuhk_pedes", seed=4, domain=domain, **sizes), tmp_path / "set", num_workers=1)
+    assert hashlib.sha256((tmp_path / "set" / "reid_raw.json").read_bytes()).hexdigest() == expected
+
+
 def test_the_same_benchmark_is_kept_and_another_folder_is_not_touched(tmp_path, capsys):
     sizes = ("--train_ids", "--val_ids", "--test_ids", "--images_per_id", "--num_workers")
     arguments = ["--layout", "rstpreid", *(word for size in sizes for word in (size, "1"))]
@@ -54,9 +90,11 @@ def test_the_same_benchmark_is_kept_and_another_folder_is_not_touched(tmp_path, 
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "set").rglob("*")}
     main([*arguments, "--output_dir", str(tmp_path / "set")])
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "set").rglob("*")}
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit) as stopped:
         main([*arguments, "--seed", "9", "--output_dir", str(tmp_path / "set")])
-    assert "is not empty" in capsys.readouterr().err
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert "is not empty" in error and "other arguments (seed 0 instead of 9)" in error
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "set").rglob("*")}
 
 
@@ -74,7 +112,7 @@ def test_the_same_benchmark_is_kept_and_another_folder_is_not_touched(tmp_path, 
         ({"captions": (2400, 100, 1200)}, "val has 50 ids, 200 images and 100 captions"),
     ],
 )
-def test_bad_arguments_are_named(changes, message):
+def test_bad_arguments_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         SyntheticBenchmark(**({"layout": "cuhk_pedes"} | changes))
 
@@ -87,9 +125,9 @@ def test_the_oracle_equals_counting_compatible_images():
     for _ in range(100):
         queries.append((rng.randrange(40), rng.sample(list(ATTRIBUTES), rng.randint(0, 4))))
     expected = 0.0
-    for own, names in queries:
-        fits = [all(person[name] == people[own][name] for name in names) for person in people]
-        expected += images[own] / sum(count for count, fit in zip(images, fits, strict=True) if fit)
+    for index, names in queries:
+        fits = [all(person[name] == people[index][name] for name in names) for person in people]
+        expected += images[index] / sum(count for count, fit in zip(images, fits, strict=True) if fit)
     assert oracle_rank1(people, images, queries) == pytest.approx(expected)
 
 
@@ -102,7 +140,7 @@ def test_the_benchmark_is_neither_trivial_nor_impossible(domain):
     assert 7 < np.mean([len(names) for _, names in queries]) < 9
 
 
-def test_captions_say_what_they_claim_and_nothing_of_what_is_absent():
+def test_captions_mention_only_attributes_that_the_person_has():
     rng = random.Random(3)
     for _ in range(300):
         person = sample_person(rng)
@@ -120,7 +158,7 @@ def test_captions_say_what_they_claim_and_nothing_of_what_is_absent():
             assert not other & set(words)
 
 
-def test_a_person_looks_alike_in_all_pictures_and_pictures_differ():
+def test_a_person_looks_similar_in_all_pictures_and_all_pictures_differ():
     rng = random.Random(1)
     person = sample_person(rng) | {
         "upper": "coat",
@@ -131,13 +169,13 @@ def test_a_person_looks_alike_in_all_pictures_and_pictures_differ():
     appearance = sample_appearance(person, "source", rng)
     pictures = [np.asarray(draw_person(person, appearance, "source", rng), dtype=float) for _ in range(12)]
     assert all(picture.shape == (384, 128, 3) for picture in pictures)
-    # The chest is red in all of them, whatever the light, the side and the place.
+    # The chest is red in nearly all pictures, in any light, from any side and at any place.
     chests = np.array([picture[130:190, 50:78].mean((0, 1)) for picture in pictures])
     assert (chests[:, 0] > 1.4 * chests[:, 1]).mean() > 0.7
     assert len({picture.tobytes() for picture in pictures}) == 12
 
 
-def test_labels_tell_what_was_drawn_and_said(tmp_path):
+def test_the_labels_agree_with_the_captions(tmp_path):
     write_benchmark(SyntheticBenchmark("cuhk_pedes", **SMALL), tmp_path / "set", num_workers=1)
     known = json.loads((tmp_path / "set" / LABELS_FILE).read_text())
     records = json.loads((tmp_path / "set" / "reid_raw.json").read_text())
@@ -164,11 +202,11 @@ def test_exact_totals_are_spread_evenly(tmp_path):
     rows = datasets.load_dataset("cuhk_pedes", data_dir=str(tmp_path / "set"), split="train")
     assert rows["person_id"] == [0, 0, 0, 1, 1, 2, 2]
     assert list(map(len, rows["captions"])) == [3, 2, 2, 2, 2, 2, 2]
-    # Kept as it is on a second call, although JSON has no tuples.
+    # A second call finds the same benchmark, although JSON has no tuples.
     assert write_benchmark(benchmark, tmp_path / "set") == report
 
 
-def test_the_size_of_cuhk_is_cuhks_own(monkeypatch):
+def test_sizes_follow_the_options_and_the_layout(monkeypatch, capsys):
     drawn = []
     monkeypatch.setattr(generate_command, "write_benchmark", lambda benchmark, *_: drawn.append(benchmark) or NO_REPORT)
     main(["--size", "cuhk", "--output_dir", "somewhere"])
@@ -177,14 +215,20 @@ def test_the_size_of_cuhk_is_cuhks_own(monkeypatch):
     assert drawn[1].counts == {"train": (20, 80, 160), "val": (1000, 4000, 8000), "test": (1000, 4000, 8000)}
     main(["--layout", "icfg_pedes", "--size", "medium", "--output_dir", "somewhere"])
     assert drawn[2].counts == {"train": (3000, 12000, 12000), "val": (0, 0, 0), "test": (500, 2000, 2000)}
-    with pytest.raises(SystemExit):
-        main(["--layout", "icfg_pedes", "--size", "cuhk", "--output_dir", "somewhere"])
+    for options, message in (
+        (("--layout", "icfg_pedes", "--size", "cuhk"), "error: val_ids is 1000, it must be 0"),
+        (("--train_ids", "many"), "error: argument --train_ids: invalid int value: 'many'"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            main([*options, "--output_dir", "somewhere"])
+        assert stopped.value.code == 2
+        assert message in capsys.readouterr().err
 
 
 NO_REPORT = {"counts": {}, "oracle_rank1": {}}
 
 
-def test_fewer_mentions_make_it_harder_for_the_oracle():
+def test_fewer_mentions_lower_the_oracle():
     oracles = []
     for mentions in (0.3, 0.6, 1.0):
         rng = random.Random(7)
@@ -194,16 +238,25 @@ def test_fewer_mentions_make_it_harder_for_the_oracle():
     assert oracles[0] < oracles[1] - 10 and oracles[1] < oracles[2] - 5
 
 
-def test_less_nuisance_makes_photographs_alike():
+def test_less_nuisance_makes_photographs_more_similar():
     differences = []
     for nuisance in (0.0, 1.0, 2.0):
         rng = random.Random(1)
         person = sample_person(rng)
         appearance = sample_appearance(person, "target", rng)
         pictures = [np.asarray(draw_person(person, appearance, "target", rng, nuisance), float) for _ in range(16)]
-        # Of brightness and sharpness, which backgrounds and poses change little.
+        # Brightness and sharpness; backgrounds and poses change them little.
         means = [picture.mean() for picture in pictures]
         edges = [np.abs(np.diff(picture, axis=1)).mean() for picture in pictures]
         differences.append((np.std(means), np.std(edges)))
     assert differences[0][0] < differences[1][0] < differences[2][0]
     assert differences[0][1] < differences[1][1]
+
+
+def test_a_file_instead_of_a_folder_and_a_wrong_number_of_workers_are_refused(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(FileExistsError, match="file exists and is not an empty folder"):
+        write_benchmark(SyntheticBenchmark("cuhk_pedes", **SMALL), tmp_path / "file")
+    with pytest.raises(ValueError, match="num_workers is 0, it must be at least 1"):
+        write_benchmark(SyntheticBenchmark("cuhk_pedes", **SMALL), tmp_path / "set", num_workers=0)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

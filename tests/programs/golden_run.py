@@ -23,7 +23,7 @@ class GoldenPairs(Dataset):
         self.values, self.steps_per_epoch = values, steps_per_epoch
         self.person_labels = values["pid_of_image"]
         self.num_persons = int(self.person_labels.max()) + 1
-        self.captions_per_row = torch.bincount(values["image_of_caption"])
+        self.image_of_pair = values["image_of_caption"]
 
     def __len__(self) -> int:
         return self.values["batches"].shape[1] * self.steps_per_epoch
@@ -34,7 +34,7 @@ class GoldenPairs(Dataset):
             "input_ids": self.values["input_ids"][caption],
             "pixel_values": self.values["images"][image],
             "person_labels": self.person_labels[image],
-            "rows": torch.tensor(image),
+            "image_indices": torch.tensor(image),
         }
 
 
@@ -58,17 +58,16 @@ class GoldenSampler(Sampler):
 class GoldenTrainer(ECCLTrainer):
     """Draws the golden batches and keeps what each step said; all else is the trainer's own."""
 
-    def _get_train_sampler(self, train_dataset=None):
-        return GoldenSampler(self.train_dataset.values["batches"], self.train_dataset.steps_per_epoch)
+    def make_sampler(self):
+        return GoldenSampler(self.pairs.values["batches"], self.pairs.steps_per_epoch)
 
-    def _start_memories(self):
+    def start_objective(self):
         # The golden inputs are tensors already, which the trainer's own pass would have to decode.
-        values = self.train_dataset.values
+        values = self.pairs.values
         with torch.no_grad():
             images = self.model.get_image_features(values["images"])
             texts = self.model.get_text_features(values["input_ids"])
-        pairs = self.train_dataset
-        self.objective.start_memories(images, texts, pairs.captions_per_row, pairs.person_labels)
+        self.objective.start(self._encode_training_set(images, texts))
         self.memories = [self._copy_memories()]
         self.losses, self.rates, self.first_gradients = [], [], None
 
@@ -84,7 +83,8 @@ class GoldenTrainer(ECCLTrainer):
         return loss
 
     def _copy_memories(self) -> dict[str, torch.Tensor]:
-        return {name: tensor.clone() for name, tensor in self.objective.state_dict().items()}
+        state = self.objective.state_dict().items()
+        return {name.replace(".memory.", "."): tensor.clone() for name, tensor in state}
 
 
 def run_golden_steps(goldens, golden: dict, values: dict[str, torch.Tensor], output_dir: str) -> GoldenTrainer:
@@ -98,8 +98,7 @@ def run_golden_steps(goldens, golden: dict, values: dict[str, torch.Tensor], out
         num_train_epochs=shape["epochs"],
         warmup_epochs=golden["warmup_epochs_in_train"],
         per_device_train_batch_size=shape["B"],
-        identity_memory_weight=shape["lam1"],
-        instance_memory_weight=shape["lam2"],
+        losses={"tal": 1, "identity_memory": shape["lam1"], "instance_memory": shape["lam2"]},
         identity_memory_temperature=shape["temp"],
         instance_memory_temperature=shape["ti"],
         eval_strategy="no",

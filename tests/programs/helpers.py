@@ -91,17 +91,19 @@ def make_trainer(backbone, benchmark, output_dir, **changes) -> ECCLTrainer:
     torch.manual_seed(0)
     model = attach_lora(ECCLModel.from_clip(str(backbone), image_size=(32, 16), prompt_depth=2))
     processor = ECCLProcessor.for_model(model.config, CLIPTokenizer.from_pretrained(backbone))
-    rows = datasets.load_dataset("cuhk_pedes", data_dir=str(benchmark), split="train")
-    pairs = CaptionPairs(rows, processor, args.augment, args.seed)
-    return ECCLTrainer(model, args, train_dataset=pairs, eval_dataset=rows, processing_class=processor)
+    dataset = datasets.load_dataset("cuhk_pedes", data_dir=str(benchmark), split="train")
+    pairs = CaptionPairs(dataset, processor, args.augment, args.seed)
+    trainer = ECCLTrainer(model, args, train_dataset=pairs, eval_dataset=dataset, processing_class=processor)
+    trainer.given_args = args
+    return trainer
 
 
 def run(*words, data_dir, output_dir) -> None:
-    """The training command, in this process."""
+    """Runs the training command in this process; a user's mistake is raised as an exception."""
     arguments = []
     for word in words:
         arguments += [word] if word.startswith("{") else word.split()
-    common = ["--data_dir", str(data_dir), "--output_dir", str(output_dir), "--disable_tqdm", "True"]
+    common = ["--data_dir", str(data_dir), "--output_dir", str(output_dir), "--disable_tqdm", "True", "--debug"]
     train_eccl.main([*arguments, *common])
 
 
@@ -115,8 +117,7 @@ def make_backbone(benchmark: Path, folder: Path) -> None:
     """A model without prompts and its tokenizer, as `--tune full` leaves it behind."""
     run(
         "--dataset_name cuhk_pedes --tune full --scratch_config", json.dumps(TINY_SHAPE),
-        "--vocab_size 300 --max_steps 2 --per_device_train_batch_size 8 --tal_weight 0 --contrastive_weight 1",
-        "--identity_memory_weight 0 --instance_memory_weight 0 --attribute_weight 1",
+        "--vocab_size 300 --max_steps 2 --per_device_train_batch_size 8 --losses contrastive=1 attribute=1",
         data_dir=benchmark, output_dir=folder,
     )  # fmt: skip
 

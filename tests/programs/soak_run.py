@@ -31,7 +31,7 @@ def note(phase: str, file) -> None:
 def main(phases: str, arguments: list[str]) -> None:
     with open(phases, "a", encoding="utf-8") as file:
         for name, phase in (
-            ("_start_memories", "memories"),
+            ("start_objective", "memories"),
             ("training_step", "step"),
             ("evaluate", "evaluation"),
             ("_save_checkpoint", "checkpoint"),

@@ -10,11 +10,11 @@ import safetensors.torch
 
 from eccl.training.checkpoints import (
     COMPLETE_FILE,
-    delete_older,
-    last_complete_checkpoint,
+    delete_older_checkpoints,
+    find_incompleteness,
+    find_last_complete_checkpoint,
     mark_complete,
     on_sigterm,
-    what_is_missing,
 )
 from eccl.training.trainer import OBJECTIVE_FILE
 from helpers import launch_in_background, make_trainer, wait_until
@@ -46,13 +46,13 @@ def checkpoint(tmp_path):
 
 def test_a_checkpoint_is_whole_when_every_file_has_its_size(checkpoint):
     assert json.loads((checkpoint / COMPLETE_FILE).read_text()) == {"part/state": 0, "scheduler.pt": 1, "weights": 5}
-    assert what_is_missing(checkpoint) is None
+    assert find_incompleteness(checkpoint) is None
     (checkpoint / "weights").write_bytes(b"123")
-    assert what_is_missing(checkpoint) == "weights has 3 bytes in place of 5"
+    assert find_incompleteness(checkpoint) == "weights has 3 bytes, it should have 5"
     (checkpoint / "weights").unlink()
-    assert what_is_missing(checkpoint) == "weights is missing"
+    assert find_incompleteness(checkpoint) == "weights is missing"
     (checkpoint / COMPLETE_FILE).unlink()
-    assert "has no complete.json" in what_is_missing(checkpoint)
+    assert "has no complete.json" in find_incompleteness(checkpoint)
 
 
 def test_the_last_whole_checkpoint_is_by_number_and_others_are_named(checkpoint):
@@ -61,9 +61,9 @@ def test_the_last_whole_checkpoint_is_by_number_and_others_are_named(checkpoint)
     shutil.copytree(checkpoint, output_dir / "checkpoint-9")
     (output_dir / "checkpoint-old").mkdir()
     lines = []
-    assert last_complete_checkpoint(output_dir, lines.append) == output_dir / "checkpoint-9"
-    assert len(lines) == 1 and "checkpoint-10 is incomplete and passed over" in lines[0]
-    assert last_complete_checkpoint(output_dir / "nowhere", lines.append) is None
+    assert find_last_complete_checkpoint(output_dir, lines.append) == output_dir / "checkpoint-9"
+    assert len(lines) == 1 and "checkpoint-10 is incomplete and not used" in lines[0]
+    assert find_last_complete_checkpoint(output_dir / "nowhere", lines.append) is None
 
 
 def test_what_is_not_whole_is_deleted_first_then_what_is_oldest(checkpoint):
@@ -75,7 +75,7 @@ def test_what_is_not_whole_is_deleted_first_then_what_is_oldest(checkpoint):
     (output_dir / "checkpoint-7").mkdir()
 
     def left(limit):
-        delete_older(checkpoint, limit, str(output_dir / "checkpoint-2"))
+        delete_older_checkpoints(checkpoint, limit, str(output_dir / "checkpoint-2"))
         return sorted(int(path.name.rpartition("-")[2]) for path in output_dir.iterdir())
 
     assert left(None) == left(0) == [2, 3, 4, 6, 7, 12]
@@ -89,7 +89,7 @@ def test_a_checkpoint_without_an_optimiser_is_not_resumed_from(backbone, benchma
     make_trainer(backbone, benchmark, tmp_path, **SAVING, save_only_model=True).train()
     resumed = make_trainer(backbone, benchmark, tmp_path, max_steps=1)
     resumed.train(resume_from_checkpoint=True)
-    assert "checkpoint-8 is incomplete and passed over: it has no scheduler.pt" in caplog.text
+    assert "checkpoint-8 is incomplete and not used: it has no scheduler.pt" in caplog.text
     assert resumed.state.global_step == 1
 
 
@@ -153,7 +153,7 @@ def test_training_goes_on_from_the_last_whole_checkpoint(backbone, benchmark, tm
     (tmp_path / "run" / "checkpoint-6" / broken).unlink()
     resumed = make_trainer(backbone, benchmark, tmp_path / "run", **SAVING)
     resumed.train(resume_from_checkpoint=True)
-    assert caplog.text.count("is incomplete and passed over") == 2
+    assert caplog.text.count("is incomplete and not used") == 2
     assert resumed.state.global_step == 8 and resumed._initial_global_step == 3
     assert_equal_ends(resumed, whole)
     times = ("pairs_per_second",)
@@ -169,7 +169,7 @@ def test_a_named_checkpoint_must_be_whole(backbone, benchmark, tmp_path):
     (tmp_path / "checkpoint-3" / "scheduler.pt").write_bytes(b"")
     with pytest.raises(ValueError, match=r"checkpoint-3 cannot be resumed from: scheduler.pt has 0 bytes"):
         make_trainer(backbone, benchmark, tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
-    with pytest.raises(ValueError, match=r"checkpoint-5 cannot be resumed from: there is no such folder"):
+    with pytest.raises(ValueError, match=r"checkpoint-5 cannot be resumed from: the folder does not exist"):
         make_trainer(backbone, benchmark, tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-5"))
 
 
@@ -305,5 +305,5 @@ def test_sigterm_to_a_launch_leaves_a_checkpoint_to_resume_from(backbone, benchm
     (os.killpg if whom == "group" else os.kill)(process.pid, signal.SIGTERM)
     process.wait(timeout=60)
     wait_until(lambda: "SIGTERM: stopped after step" in log.read_text())
-    found = last_complete_checkpoint(tmp_path / "out", pytest.fail)
+    found = find_last_complete_checkpoint(tmp_path / "out", pytest.fail)
     assert (found / OBJECTIVE_FILE).is_file() and safetensors.torch.load_file(found / "adapter_model.safetensors")

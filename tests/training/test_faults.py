@@ -9,7 +9,7 @@ import psutil
 import pytest
 import torch
 
-from eccl.training.checkpoints import last_complete_checkpoint
+from eccl.training.checkpoints import find_last_complete_checkpoint
 from helpers import launch_in_background, make_trainer, wait_until
 
 SAVING = {"save_strategy": "steps", "save_steps": 1, "save_total_limit": None, "report_to": "none"}
@@ -33,7 +33,7 @@ def test_a_loss_that_is_no_number_stops_with_its_batch(backbone, benchmark, tmp_
     message = str(raised.value)
     assert message.startswith("step 3: the loss is nan (tal_loss nan, identity_memory_loss_i2t nan")
     assert message.endswith(", ".join(seen[2]))
-    assert last_complete_checkpoint(tmp_path, pytest.fail).name == "checkpoint-2"
+    assert find_last_complete_checkpoint(tmp_path, pytest.fail).name == "checkpoint-2"
 
 
 def test_a_gradient_that_is_no_number_stops_before_the_step(backbone, benchmark, tmp_path):
@@ -62,7 +62,7 @@ def test_a_data_folder_that_goes_away_ends_the_run_and_names_the_file(benchmark,
     trainer._save_checkpoint = removing
     with pytest.raises(FileNotFoundError, match=str(data / "imgs")):
         trainer.train()
-    assert int(last_complete_checkpoint(tmp_path / "out", pytest.fail).name.rpartition("-")[2]) >= 2
+    assert int(find_last_complete_checkpoint(tmp_path / "out", pytest.fail).name.rpartition("-")[2]) >= 2
 
 
 def test_a_worker_that_dies_ends_the_run(benchmark, backbone, tmp_path):
@@ -76,9 +76,9 @@ def test_a_worker_that_dies_ends_the_run(benchmark, backbone, tmp_path):
                 worker.kill()
 
     trainer._save_checkpoint = killing
-    with pytest.raises(RuntimeError, match=r"DataLoader worker .* (killed by signal|exited unexpectedly)"):
+    with pytest.raises(RuntimeError, match=r"^a DataLoader worker exited unexpectedly"):
         trainer.train()
-    assert int(last_complete_checkpoint(tmp_path, pytest.fail).name.rpartition("-")[2]) >= 2
+    assert int(find_last_complete_checkpoint(tmp_path, pytest.fail).name.rpartition("-")[2]) >= 2
 
 
 @pytest.mark.slow
@@ -99,4 +99,4 @@ def test_a_rank_that_dies_or_hangs_ends_the_others(backbone, benchmark, tmp_path
     print(f"{fault.name}: the launch ended after {time.time() - began:.0f} s")
     _, alive = psutil.wait_procs(ranks, timeout=10)
     assert not alive
-    assert last_complete_checkpoint(tmp_path / "out", print) is not None
+    assert find_last_complete_checkpoint(tmp_path / "out", print) is not None

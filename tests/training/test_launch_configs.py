@@ -13,7 +13,7 @@ from eccl.training.trainer import OBJECTIVE_FILE
 from helpers import ROOT, launch_environment
 
 CONFIGS = ROOT / "recipes" / "accelerate"
-PROCESSES = {"one_gpu": 1, "eight_gpus": 8, "two_nodes": 16, "fsdp": 8}
+PROCESSES = {"cpu": 1, "one_gpu": 1, "eight_gpus": 8, "two_nodes": 16, "fsdp": 8}
 
 
 SETTINGS = (

@@ -16,7 +16,7 @@ import eccl.dataset_scripts  # noqa: F401  (registers the builders)
 from eccl.encoding_eccl import embed_captions, embed_images
 from eccl.processing_eccl import ECCLImageProcessor, ECCLProcessor
 from eccl.training.augmentation import augment_image, drop_words, random_erase
-from eccl.training.pairs import CaptionPairs, PairCollator
+from eccl.training.pairs import CaptionPairs, PairCollator, PairDraw
 from eccl.training.samplers import IdentitySampler, PairSampler
 from eccl.utils import shipped
 from helpers import clip_tokenizer
@@ -47,8 +47,9 @@ def test_an_item_depends_on_seed_epoch_and_pair_alone(rows, processor):
     length = len(pairs)
     first = [pairs[index]["pixel_values"] for index in range(length)]
     for index in reversed(range(length)):
-        assert torch.equal(again[index]["pixel_values"], first[index])
-    assert any(not torch.equal(pairs[length + index]["pixel_values"], first[index]) for index in range(length))
+        assert torch.equal(again[PairDraw(index)]["pixel_values"], first[index])
+    second = [pairs[PairDraw(index, draw=1)]["pixel_values"] for index in range(length)]
+    assert any(not torch.equal(second[index], first[index]) for index in range(length))
     other = CaptionPairs(rows, processor, seed=4)
     assert any(not torch.equal(other[index]["pixel_values"], first[index]) for index in range(length))
 
@@ -59,18 +60,20 @@ def test_a_batch_is_padded_to_its_longest_caption(rows, processor):
     longest = max(len(processor.tokenizer(pairs[index]["caption"])["input_ids"]) for index in (0, 5))
     assert batch["input_ids"].shape == (2, longest)
     assert batch["pixel_values"].shape == (2, 3, 32, 16)
-    assert batch["rows"].tolist() == [0, 2] and batch["person_labels"].tolist() == [0, 1]
+    assert batch["image_indices"].tolist() == [0, 2] and batch["person_labels"].tolist() == [0, 1]
 
 
 def test_the_sampler_draws_each_pair_once_an_epoch_by_seed_and_epoch():
     sampler = PairSampler(20, seed=5)
     first = list(sampler)
-    assert sorted(first) == list(range(20)) == sorted(list(PairSampler(20, seed=5)))
+    assert sorted(first) == [PairDraw(pair, 0) for pair in range(20)]
     assert list(PairSampler(20, seed=5)) == first != list(PairSampler(20, seed=6))
     sampler.set_epoch(2)
-    assert sorted(sampler) == list(range(40, 60))
-    assert [index - 40 for index in sampler] != first
+    assert sorted(sampler) == [PairDraw(pair, 2) for pair in range(20)]
+    assert [drawn.pair for drawn in sampler] != [drawn.pair for drawn in first]
     assert len(sampler) == 20
+    padded = list(PairSampler(20, seed=5, multiple_of=8))
+    assert padded[:20] == first and padded[20:] == [PairDraw(0, is_padding=True)] * 4
 
 
 def batches_of(sampler):
@@ -92,10 +95,10 @@ def test_identity_batches_hold_n_persons_with_k_pairs_each(data):
     assert len(sampler) >= len(labels) > len(sampler) - persons * pairs
     drawn_of_person = Counter()
     for batch in batches_of(sampler):
-        per_person = Counter(int(labels[index % len(labels)]) for index in batch)
+        per_person = Counter(int(labels[drawn.pair]) for drawn in batch)
         assert len(per_person) == persons and set(per_person.values()) == {pairs}
         # A pair is repeated within a batch only where its person has too few of them ...
-        drawn = Counter(index % len(labels) for index in batch)
+        drawn = Counter(drawn.pair for drawn in batch)
         for pair, times in drawn.items():
             size = sizes[int(labels[pair])]
             assert times <= -(-pairs // size) + 1 and (times == 1 or size < 2 * pairs)
@@ -115,10 +118,10 @@ def test_identity_batches_are_the_seeds_and_epochs():
     assert first != list(IdentitySampler(labels, 4, 2, seed=2))
     sampler.set_epoch(1)
     second = list(sampler)
-    assert [index % 40 for index in second] != [index % 40 for index in first]
+    assert [drawn.pair for drawn in second] != [drawn.pair for drawn in first]
     assert not set(first) & set(second)
     # Over one epoch of 40 draws, each of the 40 pairs is drawn once: all persons have as many.
-    assert sorted(index % 40 for index in first) == list(range(40))
+    assert sorted(drawn.pair for drawn in first) == list(range(40))
 
 
 def test_two_processes_share_an_identity_batch():

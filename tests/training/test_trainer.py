@@ -1,3 +1,4 @@
+import inspect
 import json
 import math
 from collections import Counter
@@ -8,14 +9,15 @@ import safetensors.torch
 import torch
 import yaml
 from peft import PeftModel
-from transformers import AutoModel, AutoProcessor, CLIPConfig, CLIPModel, CLIPTokenizer
+from transformers import AutoModel, AutoProcessor, CLIPConfig, CLIPModel, CLIPTokenizer, Trainer
 
 from eccl.eval.benchmarks.training import peak_of_a_step
 from eccl.hub.adapter import load_adapter
 from eccl.modeling_eccl import ECCLModel
 from eccl.training.arguments import ECCLTrainingArguments
-from eccl.training.objective import ECCLObjective
-from eccl.training.trainer import OBJECTIVE_FILE
+from eccl.training.objective import LOSS_TERMS, ECCLObjective, EncodedTrainingSet, PairBatch
+from eccl.training.pairs import CaptionPairs
+from eccl.training.trainer import OBJECTIVE_FILE, ECCLTrainer
 from helpers import ROOT, TINY_SHAPE, make_trainer, run, train_eccl
 
 
@@ -30,7 +32,7 @@ def test_a_folder_made_by_hand_trains_for_two_steps(make_raw, backbone, tmp_path
     root, _ = make_raw()
     tune(backbone, root, tmp_path / "out", "--max_steps 2")
     printed = capsys.readouterr().out
-    assert "3 persons, 4 images, 8 pairs" in printed and "scored on cuhk_pedes val: 1 images" in printed
+    assert "3 persons, 4 images, 8 pairs" in printed and "evaluating on cuhk_pedes val: 1 images" in printed
     assert (tmp_path / "out" / "adapter" / "adapter_model.safetensors").is_file()
 
 
@@ -43,7 +45,7 @@ def test_a_set_with_a_train_split_alone_trains_without_evaluation(make_raw, back
         tune(backbone, root, tmp_path / "out", "--max_steps 1")
     tune(backbone, root, tmp_path / "out", "--max_steps 1 --eval_strategy no --load_best_model_at_end False")
     assert (tmp_path / "out" / "model.safetensors").is_file()
-    assert "scored on" not in capsys.readouterr().out
+    assert "evaluating on" not in capsys.readouterr().out
 
 
 def test_it_starts_from_a_clip_of_transformers(backbone, benchmark, tmp_path):
@@ -106,7 +108,9 @@ def test_groups_have_their_rates_stepped_per_epoch(backbone, benchmark, tmp_path
 
 
 def test_the_parts_make_the_total(backbone, benchmark, tmp_path):
-    trainer = make_trainer(backbone, benchmark, tmp_path, logging_steps=1, instance_memory_weight=0.3)
+    trainer = make_trainer(
+        backbone, benchmark, tmp_path, logging_steps=1, losses=["tal=1", "identity_memory=1", "instance_memory=0.3"]
+    )
     trainer.train()
     for entry in trainer.state.log_history[:-1]:
         total = (
@@ -120,8 +124,8 @@ def test_the_parts_make_the_total(backbone, benchmark, tmp_path):
 
 def test_the_memories_start_from_one_pass_over_the_training_set(backbone, benchmark, tmp_path):
     trainer = make_trainer(backbone, benchmark, tmp_path)
-    trainer._start_memories()
-    model, processor, rows = trainer.model.eval(), trainer.processing_class, trainer.train_dataset.rows
+    trainer.start_objective()
+    model, processor, rows = trainer.model.eval(), trainer.processing_class, trainer.pairs.dataset
     person = rows["person_id"][0]
     images, texts = [], []
     with torch.no_grad():
@@ -131,21 +135,23 @@ def test_the_memories_start_from_one_pass_over_the_training_set(backbone, benchm
                 output = model(**inputs)
                 images += [output.image_embeds[0]] * len(row["captions"])
                 texts += list(output.text_embeds)
-    memory = trainer.objective.identity_memory
+    memory = trainer.objective.identity_memory.memory
     for stored, own in ((memory.image_rows, images), (memory.text_rows, texts)):
         mean = torch.stack(own).mean(0)
         torch.testing.assert_close(stored[0], mean / mean.norm(), rtol=1e-4, atol=1e-5)
-    assert len(trainer.objective.instance_memory.image_rows) == len(rows)
+    assert len(trainer.objective.instance_memory.memory.image_rows) == len(rows)
 
 
 def test_the_memories_are_written_after_each_step(backbone, benchmark, tmp_path):
     trainer = make_trainer(backbone, benchmark, tmp_path, max_steps=1)
-    trainer._start_memories()
-    start = trainer.objective.identity_memory.image_rows.clone()
-    trainer._start_memories = lambda: None
+    trainer.start_objective()
+    start = trainer.objective.identity_memory.memory.image_rows.clone()
+    trainer.start_objective = lambda: None
+    seen = set()
+    update = trainer.objective.update
+    trainer.objective.update = lambda batch: seen.update(batch.person_labels.tolist()) or update(batch)
     trainer.train()
-    changed = (trainer.objective.identity_memory.image_rows != start).any(dim=1)
-    seen = {trainer.train_dataset.person_labels[row].item() for row in trainer._last_written[0].batch["rows"]}
+    changed = (trainer.objective.identity_memory.memory.image_rows != start).any(dim=1)
     assert set(changed.nonzero()[:, 0].tolist()) == seen
 
 
@@ -177,7 +183,7 @@ def test_flags_override_the_recipe_and_unknown_keys_are_named(tmp_path):
     data, _, args = train_eccl.parse_arguments([str(recipe), "--tal_margin", "0.4", "--output_dir", str(tmp_path)])
     assert (data.dataset_name, args.tal_margin, args.augment) == ("rstpreid", 0.4, False)
     recipe.write_text("tal_magrin: 0.3")
-    with pytest.raises(ValueError, match=r"recipe.yaml: tal_magrin: no such argument"):
+    with pytest.raises(ValueError, match=r"recipe.yaml: unknown option tal_magrin"):
         train_eccl.parse_arguments([str(recipe)])
 
 
@@ -193,9 +199,12 @@ def test_every_recipe_parses(recipe, tmp_path):
     ("changes", "message"),
     [
         ({"tune": "some"}, "tune is 'some'"),
-        ({"tal_weight": -1}, "tal_weight is -1"),
+        ({"losses": ["tal=-1"]}, "losses: the weight of 'tal' is '-1'"),
+        ({"losses": ["tal"]}, "losses: the weight of 'tal' is '', it must be a number of at least 0"),
+        ({"losses": ["tal=1", "tal=2"]}, "losses: 'tal' is given twice"),
+        ({"losses": {"tal": 1, "triplet": 1}}, "losses: unknown triplet; the known losses are tal, identity_memory"),
         ({"tal_temperature": 0}, "tal_temperature is 0"),
-        ({"tal_weight": 0, "identity_memory_weight": 0, "instance_memory_weight": 0}, "nothing to train"),
+        ({"losses": {"tal": 0, "contrastive": 0}}, "nothing to train"),
         ({"optim": "sgd"}, "optim is .*sgd"),
         ({"warmup_steps": 10}, "set warmup_epochs"),
         ({"remove_unused_columns": True}, "remove_unused_columns must be False"),
@@ -221,7 +230,7 @@ def test_bad_arguments_are_named(changes, message, tmp_path):
 
 def test_wrong_data_is_refused_before_anything_is_trained(benchmark, tmp_path):
     for words, message in (
-        ("--dataset_name market", "dataset_name is 'market'"),
+        ("--dataset_name market", "dataset.name: invalid choice: 'market'"),
         ("--dataset_name cuhk_pedes --eval_split query", "has no query split, only train, val, test"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -269,8 +278,8 @@ def test_a_batch_with_more_persons_than_there_are_is_refused_before_anything_is_
 def test_the_split_to_evaluate_on_goes_by_either_name(benchmark):
     data = train_eccl.DataArguments(dataset_name="cuhk_pedes", data_dir=str(benchmark))
     for name in ("val", "validation", None):
-        _, rows, split = train_eccl.load_splits(data, name, evaluated=True)
-        assert split == "val" and len(rows) == 4
+        splits = train_eccl.load_splits(data, name, evaluated=True)
+        assert splits.eval_split == "val" and len(splits.evaluation) == 4
 
 
 def test_save_model_gives_what_anyone_loads_and_training_goes_on(backbone, benchmark, tmp_path):
@@ -320,7 +329,7 @@ def test_a_batch_in_chunks_has_the_gradients_of_the_whole(backbone, benchmark, t
         trainer = make_trainer(
             backbone, benchmark, tmp_path, per_device_train_batch_size=7, embed_chunk_size=embed_chunk_size
         )
-        trainer._start_memories()
+        trainer.start_objective()
         trainer.current_gradient_accumulation_steps = 1
         loss = trainer.training_step(trainer.model, next(iter(trainer.get_train_dataloader())))
         parameters = {name: value for name, value in trainer.model.named_parameters() if value.requires_grad}
@@ -346,7 +355,7 @@ def test_accumulated_batches_are_one_where_the_loss_is_a_mean_over_items(backbon
     for batch_size, steps in ((8, 1), (4, 2)):
         trainer = make_trainer(
             backbone, benchmark, tmp_path, per_device_train_batch_size=batch_size, gradient_accumulation_steps=steps,
-            num_train_epochs=3, tal_weight=0, augment=False,
+            num_train_epochs=3, losses={"identity_memory": 1, "instance_memory": 0.1}, augment=False,
         )  # fmt: skip
         trainer.train()
         assert trainer.state.global_step == 6
@@ -360,33 +369,83 @@ def test_bfloat16_is_for_the_encoders_alone(backbone, benchmark, tmp_path):
     seen = []
     encoder = trainer.model.base_model.model.vision_model.encoder.layers[1]
     encoder.mlp.fc1.register_forward_hook(lambda _, inputs, output: seen.append(output.dtype))
-    trainer._start_memories()
+    trainer.start_objective()
     assert set(seen) == {torch.float32}
     seen.clear()
-    trainer._start_memories = lambda: None
+    trainer.start_objective = lambda: None
     trainer.train()
     assert set(seen) == {torch.bfloat16}
     assert {tensor.dtype for tensor in trainer.objective.state_dict().values()} == {torch.float32, torch.int64}
     assert {parameter.dtype for parameter in trainer.model.parameters()} == {torch.float32}
 
 
-def test_the_objective_is_in_float32_under_autocast(tmp_path):
+def test_the_objective_is_in_float32_under_autocast(benchmark, tmp_path):
+    losses = {name: 1.0 for name in LOSS_TERMS}
     args = ECCLTrainingArguments(
-        output_dir=str(tmp_path), attribute_weight=1.0, contrastive_weight=1.0, eval_strategy="no", save_strategy="no",
-        load_best_model_at_end=False,
-    )  # fmt: skip
-    objective = ECCLObjective(args, 8, 4, torch.tensor([0, 1, 2, 3, 3]), [3, 2])
-    image, text, start = torch.randn(3, 5, 8).bfloat16()
-    objective.start_memories(start, text, torch.ones(5, dtype=torch.long), torch.tensor([0, 1, 2, 3, 3]))
-    rows = torch.arange(5)
-    labels = torch.randint(0, 2, (5, 2, 2))
-    batch = {"person_labels": torch.tensor([0, 1, 2, 3, 3]), "rows": rows, "attribute_labels": labels}
-    total, parts = objective(image.float(), text.float(), torch.tensor(50.0), batch)
-    assert len(parts) == 8
+        output_dir=str(tmp_path), losses=losses, eval_strategy="no", save_strategy="no", load_best_model_at_end=False
+    )
+    dataset = datasets.load_dataset("synthetic_pedes", data_dir=str(benchmark), split="train")
+    pairs = CaptionPairs(dataset, None)
+    objective = ECCLObjective(args, pairs, 8)
+    start = torch.randn(2, 16, 8)
+    labels, image_of_pair = pairs.person_labels[pairs.image_of_pair], pairs.image_of_pair
+    objective.start(EncodedTrainingSet(*start, labels, image_of_pair))
+    image, text = torch.randn(2, 5, 8).bfloat16()
+    attributes = torch.zeros(5, 2, len(objective.attribute.num_values), dtype=torch.long)
+    shared = (torch.tensor(50.0), labels[:5], image_of_pair[:5], {"attribute_labels": attributes})
+    total, parts = objective(PairBatch(image.float(), text.float(), *shared))
+    assert len(parts) == 11
     with torch.autocast("cpu", torch.bfloat16):
-        under_autocast, other_parts = objective(image, text, torch.tensor(50.0), batch)
+        under_autocast, other_parts = objective(PairBatch(image, text, *shared))
     assert under_autocast.dtype == torch.float32 and under_autocast.equal(total)
     assert all(value.equal(other_parts[name]) for name, value in parts.items())
+    weighted = ECCLObjective(ECCLTrainingArguments(output_dir=str(tmp_path), losses={"tal": 2, "sdm": 0.5}), pairs, 8)
+    expected = 2 * parts["tal_loss"] + 0.5 * parts["sdm_loss"]
+    torch.testing.assert_close(weighted(PairBatch(image, text, *shared))[0], expected)
+
+
+@pytest.mark.parametrize("losses", ["sdm=1", "cmpm=0.1 tal=1", "identity_classification=1 contrastive=0.5"])
+def test_every_loss_trains_and_resumes_by_its_name(backbone, benchmark, tmp_path, losses):
+    settings = {"losses": losses.split(), "logging_steps": 1}
+    saving = {"save_strategy": "epoch", "save_total_limit": None}
+    whole = make_trainer(backbone, benchmark, tmp_path / "whole", **saving, **settings)
+    whole.train()
+    first = whole.state.log_history[0]
+    assert {f"{entry.partition('=')[0]}_loss" for entry in losses.split()} <= first.keys()
+    resumed = make_trainer(backbone, benchmark, tmp_path / "resumed", **settings)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-4"))
+    for ours, theirs in ((resumed.model, whole.model), (resumed.objective, whole.objective)):
+        assert all(torch.equal(ours.state_dict()[name], value) for name, value in theirs.state_dict().items())
+
+
+def test_a_checkpoint_of_other_losses_is_refused(backbone, benchmark, tmp_path):
+    make_trainer(backbone, benchmark, tmp_path / "first", save_strategy="epoch", save_total_limit=None).train()
+    other = make_trainer(backbone, benchmark, tmp_path / "other", losses={"tal": 1})
+    with pytest.raises(ValueError, match=r"objective.safetensors has the tensors identity_memory.* resume with"):
+        other.train(resume_from_checkpoint=str(tmp_path / "first" / "checkpoint-4"))
+
+
+def test_each_overridden_method_exists_in_transformers_with_its_parameters():
+    own = {name: value for name, value in vars(ECCLTrainer).items() if inspect.isfunction(value)}
+    overridden = {name for name in own if hasattr(Trainer, name)} - {"__init__"}
+    assert {name for name in overridden if name.startswith("_")} == {"_save_checkpoint", "_determine_best_metric"}
+    assert overridden >= {"get_train_dataloader", "create_optimizer", "create_scheduler", "train", "get_batch_samples"}
+    assert overridden >= {"compute_loss", "training_step", "log", "evaluate", "save_model"}
+    for name in overridden:
+        theirs = inspect.signature(getattr(Trainer, name)).parameters
+        ours = inspect.signature(own[name]).parameters
+        takes_anything = any(value.kind in (value.VAR_KEYWORD, value.VAR_POSITIONAL) for value in ours.values())
+        assert takes_anything or list(ours) == list(theirs), name
+    # The private names of transformers that the trainer reads or calls.
+    assert "self._created_lr_scheduler" in inspect.getsource(Trainer.create_scheduler)
+    assert list(inspect.signature(Trainer._get_output_dir).parameters) == ["self", "trial"]
+
+
+def test_the_arguments_that_were_given_are_not_changed(backbone, benchmark, tmp_path):
+    trainer = make_trainer(backbone, benchmark, tmp_path, save_strategy="epoch", save_total_limit=3, eval_on_start=True)
+    assert trainer.given_args.save_total_limit == 3 and trainer.given_args.eval_on_start
+    trainer.train()
+    assert trainer.given_args.save_total_limit == 3 and trainer.given_args.eval_on_start
 
 
 def test_activation_checkpointing_encodes_twice_and_trains_the_same(backbone, benchmark, tmp_path):
@@ -394,8 +453,8 @@ def test_activation_checkpointing_encodes_twice_and_trains_the_same(backbone, be
     for activation_checkpointing in (False, True):
         settings = {"activation_checkpointing": activation_checkpointing, "max_steps": 2}
         trainer = make_trainer(backbone, benchmark, tmp_path, **settings)
-        trainer._start_memories()
-        trainer._start_memories = lambda: None
+        trainer.start_objective()
+        trainer.start_objective = lambda: None
         attention = trainer.model.base_model.model.vision_model.encoder.layers[0].self_attn
         entered = []
         attention.register_forward_pre_hook(lambda *_, entered=entered: entered.append(1))

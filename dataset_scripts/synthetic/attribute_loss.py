@@ -1,0 +1,88 @@
+"""The `attribute` loss of pre-training on the synthetic benchmark, which knows what each caption mentions."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+
+from ...training.arguments import ECCLTrainingArguments
+from ...training.losses import attribute_classification_loss
+from ...training.objective import LossTerm, PairBatch
+from ...training.pairs import CaptionPairs, PairDraw
+from .generator import LABELS_FILE
+
+
+class AttributeTerm(LossTerm):
+    """Predicts each attribute of the person (colours, garments, bags, ...) from the image and from the caption.
+
+    One linear layer predicts from both modalities. From a caption only the attributes that it mentions are predicted.
+    """
+
+    def __init__(self, args: ECCLTrainingArguments, pairs: CaptionPairs, dim: int):
+        super().__init__(args, pairs, dim)
+        self.labels, self.num_values = read_attribute_labels(pairs.dataset)
+        self.head = nn.Linear(dim, sum(self.num_values))
+
+    def wrap_pairs(self, pairs: Dataset) -> Dataset:
+        return _AttributePairs(pairs, self.labels)
+
+    def forward(self, batch: PairBatch) -> dict[str, torch.Tensor]:
+        labels = batch.extra["attribute_labels"]
+        return {
+            "loss_image": attribute_classification_loss(self.head(batch.image_features), labels[:, 0], self.num_values),
+            "loss_text": attribute_classification_loss(self.head(batch.text_features), labels[:, 1], self.num_values),
+        }
+
+
+class _AttributePairs(Dataset):
+    """Training pairs whose items have `attribute_labels` `(2, attributes)`: of the image, and of the caption."""
+
+    def __init__(self, pairs: Any, labels: list[torch.Tensor]):
+        self.pairs, self.labels = pairs, labels
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, drawn: int | PairDraw) -> dict[str, Any]:
+        item = self.pairs[drawn]
+        pair = drawn.pair if isinstance(drawn, PairDraw) else drawn
+        labels = self.labels[item["image_index"]]
+        return item | {"attribute_labels": torch.stack([labels[-1], labels[int(self.pairs.caption_of_pair[pair])]])}
+
+
+def read_attribute_labels(dataset: datasets.Dataset) -> tuple[list[torch.Tensor], list[int]]:
+    """Reads what the synthetic benchmark knows of each image of a split.
+
+    Args:
+        dataset: a split of a synthetic benchmark.
+
+    Returns:
+        For each image `(captions + 1, attributes)` class labels: one row per caption, with -100 for each attribute that
+        the caption does not mention, and last the row of the image; and the number of values of each attribute.
+
+    Raises:
+        FileNotFoundError: the benchmark is not a synthetic one.
+    """
+    first_image = Path(dataset.cast_column("image", datasets.Image(decode=False))[0]["image"]["path"])
+    # The image's path is <benchmark>/imgs/<file_path>.
+    folder = first_image.parents[len(Path(dataset[0]["file_path"]).parts)]
+    file = folder / LABELS_FILE
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"{file} is missing: the attribute loss needs it, and only the synthetic benchmark has it"
+        )
+    content = json.loads(file.read_text(encoding="utf-8"))
+    names = list(content["attributes"])
+    labels = []
+    for person_id, path in zip(dataset["person_id"], dataset["file_path"], strict=True):
+        shown = torch.tensor(content["people"][str(person_id)])
+        mentions = [[name in mentioned for name in names] for mentioned in map(set, content["mentioned"][path])]
+        labels.append(torch.cat([shown.where(torch.tensor(mentions), -100), shown[None]]))
+    return labels, [len(values) for values in content["attributes"].values()]
+
+
+__all__ = ["AttributeTerm", "read_attribute_labels"]
