@@ -1,27 +1,30 @@
-# Each target makes the environment it needs; `make demo` and `make test` are all that a fresh machine needs.
+# Each target makes the environment that it needs: `make demo` and `make test` work on a fresh machine.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Everything an install brings in is pinned, and nothing is asked of the network after it.
+PIP_INSTALL := pip install --quiet --disable-pip-version-check
+TORCH := torch==2.13.0
+# constraints.txt pins every package. After the installation nothing is downloaded.
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 CORES := $(shell nproc 2>/dev/null || echo 2)
 
-# accelerate's own defaults, spelled out so that it does not remark on them.
+# The defaults of accelerate. If they are not given, accelerate prints a warning that lists them.
 LAUNCH := --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 DEMO := demo
 BACKBONE := assets/synthetic-backbone
 SENTENCE := A woman in a red coat and blue jeans with a black backpack
 
-.PHONY: demo test test-slow soak fidelity bench-data bench-eval hub-check lint format clean pretrain
+.PHONY: demo test test-slow test-oldest test-newest wheel-check soak fidelity bench-data bench-eval hub-check lint types \
+	format clean pretrain
 
 $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	@echo "installing into $(VENV) (once)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt "torch==2.13.0"
-	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
-	@# trackio asks for a Pillow before 13, which what is used of it does not need.
-	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps trackio
+	@$(BIN)/$(PIP_INSTALL) --constraint constraints.txt $(TORCH)
+	@$(BIN)/$(PIP_INSTALL) --constraint constraints.txt --editable ".[dev]"
+	@# trackio asks for a Pillow before 13, but the part of it that is used here works with Pillow 13.
+	@$(BIN)/$(PIP_INSTALL) --constraint constraints.txt --no-deps trackio
 	@touch $@
 
 demo: $(VENV)/.installed
@@ -38,15 +41,38 @@ test: $(VENV)/.installed
 test-slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -q -m slow
 
+# The fast tests with the lowest versions that setup.cfg allows.
+test-oldest:
+	@echo "installing into $(VENV)-oldest"
+	@test -x $(VENV)-oldest/bin/python || $(PYTHON) -m venv $(VENV)-oldest
+	@$(PYTHON) tests/programs/lower_bounds.py > $(VENV)-oldest/constraints.txt
+	@$(VENV)-oldest/bin/$(PIP_INSTALL) $(TORCH)
+	@$(VENV)-oldest/bin/$(PIP_INSTALL) --constraint $(VENV)-oldest/constraints.txt --editable ".[test]" $(TORCH)
+	@$(VENV)-oldest/bin/$(PIP_INSTALL) --constraint constraints.txt --no-deps trackio
+	$(VENV)-oldest/bin/python -m pytest -q -m "not slow"
+
+# The fast tests with the newest release of everything but torch.
+test-newest:
+	@echo "installing into $(VENV)-newest"
+	@test -x $(VENV)-newest/bin/python || $(PYTHON) -m venv $(VENV)-newest
+	@$(VENV)-newest/bin/$(PIP_INSTALL) $(TORCH)
+	@$(VENV)-newest/bin/$(PIP_INSTALL) --upgrade --upgrade-strategy eager --editable ".[test]" $(TORCH)
+	@$(VENV)-newest/bin/$(PIP_INSTALL) --upgrade --no-deps trackio
+	$(VENV)-newest/bin/python -m pytest -q -m "not slow"
+
+# Builds the wheel, installs it into a new environment outside the checkout, and runs its commands there.
+wheel-check: $(VENV)/.installed
+	@$(BIN)/python tests/programs/wheel_check.py
+
 # Kills training 20 times at random moments and resumes it, with one process and with two: four minutes.
 soak: $(VENV)/.installed
 	@$(BIN)/python tests/programs/soak.py
 
-# Everything that is compared with the published code, and the worst difference of each.
+# Compares every quantity with the published code and prints the largest difference of each.
 fidelity: $(VENV)/.installed
 	@$(BIN)/python tests/programs/fidelity.py
 
-# Publishes to a Hub on this machine, and loads everything from it by name.
+# Publishes to a Hub that runs on this machine, and loads everything from it by name.
 hub-check: $(VENV)/.installed
 	@$(BIN)/python tests/programs/hub_check.py
 
@@ -54,25 +80,29 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+types: $(VENV)/.installed
+	@mkdir -p $(VENV)/typing && ln -sfn ../.. $(VENV)/typing/eccl
+	$(BIN)/mypy
+
 format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# Loading and feeding at CUHK-PEDES' size; drawing the set takes four minutes, once.
+# Measures loading and feeding at the size of CUHK-PEDES. Drawing the data set takes four minutes, once.
 bench-data: $(VENV)/.installed
 	$(BIN)/python -m eccl.dataset_scripts.synthetic --size cuhk --output_dir $(DEMO)/cuhk-size
 	$(BIN)/python -m eccl.eval.benchmarks.data --dataset cuhk_pedes --data_dir $(DEMO)/cuhk-size
 
-# The metric beside the matrix product that it rests on.
+# Compares the time of the metric with that of the matrix product inside it.
 bench-eval: $(VENV)/.installed
 	$(BIN)/python -m eccl.eval.benchmarks.metric
 
-# Makes assets/ anew: half an hour or more on two cores.
+# Trains the backbone in assets/ again: half an hour or more on two cores.
 pretrain: $(VENV)/.installed
 	$(BIN)/python -m eccl.dataset_scripts.synthetic --layout cuhk_pedes --domain source --seed 1 --train_ids 6000 --val_ids 200 --test_ids 200 --output_dir $(DEMO)/source
 	$(BIN)/accelerate launch $(LAUNCH) --num_cpu_threads_per_process $(CORES) train_eccl.py recipes/pretrain_synthetic.yaml --data_dir $(DEMO)/source --output_dir $(DEMO)/backbone
 	$(BIN)/python -m eccl.eval.evaluate_eccl --model $(DEMO)/backbone --dataset synthetic_pedes --data_dir $(DEMO)/source --output_dir $(DEMO)/backbone-results
 
 clean:
-	rm -rf $(VENV) $(DEMO) build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-newest $(DEMO) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +

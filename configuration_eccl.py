@@ -1,43 +1,46 @@
-"""Configuration of ECCL: a CLIP dual encoder with a person-shaped image and deep coupled prompts."""
+"""Configuration of ECCL: a CLIP dual encoder for person-shaped images, with deep coupled prompts."""
 
 import copy
 from os import PathLike
-from typing import Literal
+from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import CLIPTextConfig, CLIPVisionConfig, PreTrainedConfig
 from transformers.utils.peft_utils import find_adapter_config_file
 
-# What `pipeline(task, model=...)` finds beside the model; it travels with a checkpoint.
+# `config.json` carries this table: `pipeline(task, model=...)` finds the pipeline's class in it.
 _PIPELINES = {
     "text-to-person-retrieval": {"impl": "pipeline_eccl.TextToPersonRetrievalPipeline", "pt": ["AutoModel"]},
 }
-# 24 x 8 patches of 16 pixels: the input of the published model.
+# The input of the published model: 24 x 8 patches of 16 x 16 pixels.
 _IMAGE_SIZE = [384, 128]
 _PATCH_SIZE = 16
 
 
 @strict
 class ECCLConfig(PreTrainedConfig):
-    """The shape of an [`ECCLModel`]; it holds no training value.
+    """The shape of an [`ECCLModel`]. It holds no training settings.
 
     Args:
-        text_config (`dict` or `CLIPTextConfig`, *optional*): the text encoder; ViT-B/16's by default.
-        vision_config (`dict` or `CLIPVisionConfig`, *optional*): the image encoder; ViT-B/16's at
-            `image_size=[384, 128]` (height, width) by default.
+        text_config (`dict` or `CLIPTextConfig`, *optional*): the text encoder. The default is that of CLIP ViT-B/16.
+        vision_config (`dict` or `CLIPVisionConfig`, *optional*): the image encoder. The default is that of CLIP
+            ViT-B/16 with `image_size=[384, 128]` (height, width).
         projection_dim (`int`, defaults to 512): width of the space that both encoders share.
-        num_prompt_tokens (`int`, defaults to 4): learnable tokens per prompted layer; 0 is a plain dual encoder.
-        prompt_depth (`int`, defaults to 12): the first so many layers of both encoders get prompts of their own.
-        logit_scale_init_value (`float`, defaults to 2.6592): natural logarithm of the scale of the logits.
+        num_prompt_tokens (`int`, defaults to 4): number of learnable tokens in each prompted layer; 0 gives a plain
+            dual encoder.
+        prompt_depth (`int`, defaults to 12): number of layers, counted from the first, that get their own prompts (in
+            both encoders).
+        logit_scale_init_value (`float`, defaults to 2.6592): natural logarithm of the factor on the logits.
         initializer_factor (`float`, defaults to 1.0): factor on the standard deviations of CLIP's initialisation.
 
     Raises:
-        ValueError: sizes that do not fit each other; both numbers are named.
+        ValueError: two sizes do not fit each other. The message names both.
     """
 
     model_type = "eccl"
     _auto_class = "AutoConfig"
-    sub_configs_defaults = {"text_config": CLIPTextConfig, "vision_config": CLIPVisionConfig}
+    # transformers declares a table of `SubConfigSpec` and makes one of each class.
+    sub_configs_defaults = {"text_config": CLIPTextConfig, "vision_config": CLIPVisionConfig}  # type: ignore[dict-item]
 
     text_config: dict | CLIPTextConfig | None = None
     vision_config: dict | CLIPVisionConfig | None = None
@@ -47,36 +50,39 @@ class ECCLConfig(PreTrainedConfig):
     logit_scale_init_value: float | int = 2.6592
     initializer_factor: float = 1.0
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         if self.vision_config is None or isinstance(self.vision_config, dict):
             self.vision_config = {"image_size": _IMAGE_SIZE, "patch_size": _PATCH_SIZE} | (self.vision_config or {})
         kwargs["custom_pipelines"] = copy.deepcopy(_PIPELINES)
         super().__post_init__(**kwargs)
-        if isinstance(self.vision_config.image_size, int):
-            self.vision_config.image_size = [self.vision_config.image_size] * 2
-        self.vision_config.image_size = list(self.vision_config.image_size)
+        vision = self.encoder_configs[1]
+        if isinstance(vision.image_size, int):
+            vision.image_size = [vision.image_size] * 2
+        elif vision.image_size is not None:
+            vision.image_size = list(vision.image_size)
 
     def to_dict(self) -> dict:
-        # `pipeline` puts classes in the place of their names.
+        # `pipeline` replaces the names in `custom_pipelines` by classes, which JSON cannot hold.
         return super().to_dict() | {"custom_pipelines": copy.deepcopy(_PIPELINES)}
 
-    def validate_architecture(self):
-        """Part of `@strict`: refuses shapes that no model can be built from."""
-        text, vision = self.text_config, self.vision_config
+    def validate_architecture(self) -> None:
+        """Refuses shapes from which no model can be built. `@strict` calls it."""
+        text, vision = self.encoder_configs
         if not isinstance(vision.patch_size, int):
             raise ValueError(
                 f"vision_config.patch_size is {vision.patch_size}, it must be one number: patches are square"
             )
-        if len(vision.image_size) != 2 or any(side < 1 or side % vision.patch_size for side in vision.image_size):
+        size = vision.image_size
+        if not isinstance(size, list) or len(size) != 2 or any(side < 1 or side % vision.patch_size for side in size):
             raise ValueError(
-                f"vision_config.image_size is {vision.image_size}, it must be [height, width], "
-                f"both multiples of patch_size ({vision.patch_size})"
+                f"vision_config.image_size is {size}, it must be [height, width], "
+                f"both multiples of vision_config.patch_size ({vision.patch_size})"
             )
         if self.num_prompt_tokens < 0:
             raise ValueError(f"num_prompt_tokens is {self.num_prompt_tokens}, it must not be negative")
         if not self.num_prompt_tokens:
             return
-        # SOT, one word and EOT are the least that a caption holds.
+        # The shortest caption has three tokens: SOT, one word and EOT.
         if self.num_prompt_tokens + 3 > text.max_position_embeddings:
             raise ValueError(
                 f"num_prompt_tokens is {self.num_prompt_tokens}, which leaves no room for a caption within "
@@ -85,40 +91,71 @@ class ECCLConfig(PreTrainedConfig):
         layers = min(text.num_hidden_layers, vision.num_hidden_layers)
         if not 1 <= self.prompt_depth <= layers:
             raise ValueError(
-                f"prompt_depth is {self.prompt_depth}, it must be between 1 and the layers of the shallower "
-                f"encoder ({layers})"
+                f"prompt_depth is {self.prompt_depth}, it must be between 1 and the number of layers of the "
+                f"shallower encoder ({layers})"
             )
 
     @property
+    def encoder_configs(self) -> tuple[CLIPTextConfig, CLIPVisionConfig]:
+        """The configurations of the text encoder and of the image encoder."""
+        text, vision = self.text_config, self.vision_config
+        # The field types also allow the forms that the constructor takes; `__post_init__` has parsed them.
+        assert isinstance(text, CLIPTextConfig) and isinstance(vision, CLIPVisionConfig)
+        return text, vision
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """Height and width of the images in pixels."""
+        size = self.encoder_configs[1].image_size
+        assert isinstance(size, (list, tuple))  # `validate_architecture` refuses everything else.
+        height, width = size
+        return height, width
+
+    @property
+    def patch_side(self) -> int:
+        """Height, and also width, of an image patch in pixels."""
+        size = self.encoder_configs[1].patch_size
+        assert isinstance(size, int)  # `validate_architecture` refuses everything else.
+        return size
+
+    @property
     def grid_size(self) -> tuple[int, int]:
-        """Rows and columns of image patches."""
-        height, width = self.vision_config.image_size
-        return height // self.vision_config.patch_size, width // self.vision_config.patch_size
+        """Number of rows and number of columns of image patches."""
+        height, width = self.input_size
+        return height // self.patch_side, width // self.patch_side
 
     @property
     def max_text_length(self) -> int:
-        """Tokens of the longest caption, SOT and EOT included: the prompts take the places of the rest."""
-        return self.text_config.max_position_embeddings - self.num_prompt_tokens
+        """Maximum caption length in tokens, SOT and EOT included; the prompts take the other positions."""
+        return self.encoder_configs[0].max_position_embeddings - self.num_prompt_tokens
 
 
 def checkpoint_kind(name: str | PathLike[str]) -> Literal["adapter", "clip", "eccl"]:
-    """Tells what a checkpoint is: an adapter of peft's, a CLIP of transformers', or an ECCL model.
+    """Tells which kind of checkpoint this is: an adapter of peft, a CLIP of transformers, or an ECCL model.
 
     Args:
-        name: a local folder or a Hub id.
+        name: local folder or Hub id of the checkpoint.
 
     Raises:
-        ValueError: it is none of the three.
+        ValueError: the checkpoint is none of the three.
         OSError: there is no such folder or Hub repository, or it has neither `adapter_config.json` nor `config.json`.
     """
     if find_adapter_config_file(str(name)) is not None:
         return "adapter"
-    model_type = PreTrainedConfig.get_config_dict(str(name))[0].get("model_type")
+    config, _ = PreTrainedConfig.get_config_dict(str(name))
+    if not config:  # transformers returns an empty dict if the file is missing.
+        raise FileNotFoundError(
+            f"{name} is not a checkpoint: it has no adapter_config.json, and config.json is missing or empty"
+        )
+    model_type = config.get("model_type")
     if model_type == ECCLConfig.model_type:
         return "eccl"
     if model_type == "clip":
         return "clip"
-    raise ValueError(f"{name} has model_type {model_type!r}: it must be 'clip' or 'eccl', or an adapter")
+    raise ValueError(
+        f"{name} has model_type {model_type!r} in its config.json: it must be 'clip' or 'eccl', "
+        "or the checkpoint must be an adapter (a folder with adapter_config.json)"
+    )
 
 
 __all__ = ["ECCLConfig", "checkpoint_kind"]

@@ -1,8 +1,9 @@
-"""Encoding: images, captions or a whole split in, features out, over one or many processes."""
+"""Encodes images, captions or a whole split into features, in one process or in all processes of a launch."""
 
+import contextlib
 import os
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, cast
 
 import datasets
 import torch
@@ -10,27 +11,31 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
+from .modeling_eccl import ECCLModel
 from .processing_eccl import ECCLProcessor
 
 
 def leave_process_group(worker_id: int) -> None:
-    """For workers of a `DataLoader`: SIGTERM to a group of processes is for the one that they work for to answer.
+    """Moves a worker of a `DataLoader` to a new process group; pass it as `worker_init_fn`.
 
-    They end when it asks them to, or is gone.
+    A SIGTERM to the launcher's group then reaches only the training process, which stops its workers itself. A worker
+    also ends when the training process has died.
     """
     if hasattr(os, "setpgid"):
         os.setpgid(0, 0)
 
 
 class _EvaluationImages(Dataset):
-    def __init__(self, rows: datasets.Dataset, processor: ECCLProcessor):
-        self.rows, self.processor = rows, processor
+    """The images of a data set as pixel values, `(channels, height, width)` each, with evaluation transforms."""
+
+    def __init__(self, dataset: datasets.Dataset, processor: ECCLProcessor):
+        self.dataset, self.processor = dataset, processor
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.dataset)
 
     def __getitem__(self, index: int) -> torch.Tensor:
-        return self.processor.image_processor(self.rows[index]["image"], return_tensors="pt")["pixel_values"][0]
+        return self.processor.image_processor(self.dataset[index]["image"], return_tensors="pt")["pixel_values"][0]
 
 
 @torch.no_grad()
@@ -43,29 +48,40 @@ def embed_images(
     progress: bool = True,
     across_processes: bool = False,
 ) -> torch.Tensor:
-    """Encodes each image of a split once, with evaluation transforms.
+    """Encodes each image of a data set once, with evaluation transforms.
 
     Args:
-        model: an [`ECCLModel`], or peft's wrapping of one; put into evaluation mode while it works.
-        dataset: anything with a length and items that have an `image`.
-        across_processes: the processes of a launch share the work, and all get all; every one of them must call this.
+        model: an [`ECCLModel`], or the peft model that wraps one. It is in evaluation mode during the call.
+        processor: the processor of the model.
+        dataset: a data set, or any sequence of dicts, with the image under `"image"`.
+        batch_size: number of images in a batch.
+        num_workers: number of processes that read images; 0 reads them in this process.
+        progress: shows a progress bar.
+        across_processes: divides the batches among the processes of a launch; each process receives the features of
+            all images. Every process must make the call.
 
     Returns:
-        `(images, projection_dim)` on the CPU, float32, unnormalised.
+        `(images, projection_dim)` in the order of the data set, on the CPU, float32, not normalised.
+
+    Raises:
+        ValueError: the data set is empty, or an image cannot be read.
     """
-    batches = [range(start, min(start + batch_size, len(dataset))) for start in range(0, len(dataset), batch_size)]
+    if not len(dataset):
+        raise ValueError("there are no images to encode: the data set is empty")
+    indices = list(range(len(dataset)))
+    batches = _split_into_batches(indices, batch_size)
     loader = DataLoader(
         _EvaluationImages(dataset, processor),
-        batch_sampler=_own_batches(batches, across_processes),
+        batch_sampler=_batches_of_this_process(batches, across_processes),
         num_workers=num_workers,
         worker_init_fn=leave_process_group,
     )
-    with _evaluating(model):
+    with _evaluation_mode(model) as encoder:
         features = [
-            model.get_image_features(pixels.to(model.device)).float().cpu()
+            encoder.get_image_features(pixels.to(encoder.device)).float().cpu()
             for pixels in tqdm(loader, desc="encoding images", leave=False, disable=not progress)
         ]
-    return torch.cat(_all_batches(features, len(batches), across_processes))
+    return torch.cat(_gather_batches(features, len(batches), across_processes))
 
 
 @torch.no_grad()
@@ -77,58 +93,88 @@ def embed_captions(
     progress: bool = True,
     across_processes: bool = False,
 ) -> torch.Tensor:
-    """Encodes captions, those of like length together; `across_processes` as in [`embed_images`].
+    """Encodes each caption once. A batch holds captions of similar length, which saves padding.
+
+    Args:
+        model, processor, progress, across_processes: see [`embed_images`].
+        captions: the captions.
+        batch_size: number of captions in a batch.
 
     Returns:
-        `(captions, projection_dim)` in the order given, on the CPU, float32, unnormalised.
+        `(captions, projection_dim)` in the order of `captions`, on the CPU, float32, not normalised.
+
+    Raises:
+        ValueError: there are no captions.
     """
+    if not len(captions):
+        raise ValueError("there are no captions to encode: the list is empty")
     order = sorted(range(len(captions)), key=lambda index: len(captions[index]))
-    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    features = []
-    with _evaluating(model):
-        own = _own_batches(batches, across_processes)
-        for batch in tqdm(own, desc="encoding captions", leave=False, disable=not progress):
-            chosen = [captions[index] for index in batch]
-            input_ids = processor(text=chosen, return_tensors="pt")["input_ids"].to(model.device)
-            features.append(model.get_text_features(input_ids).float().cpu())
-    features = torch.cat(_all_batches(features, len(batches), across_processes))
-    result = torch.empty_like(features)
-    result[torch.tensor(order)] = features
-    return result
+    batches = _split_into_batches(order, batch_size)
+    batch_features = []
+    with _evaluation_mode(model) as encoder:
+        local_batches = _batches_of_this_process(batches, across_processes)
+        for batch in tqdm(local_batches, desc="encoding captions", leave=False, disable=not progress):
+            texts = [captions[index] for index in batch]
+            input_ids = processor(text=texts, return_tensors="pt")["input_ids"].to(encoder.device)
+            batch_features.append(encoder.get_text_features(input_ids).float().cpu())
+    by_length = torch.cat(_gather_batches(batch_features, len(batches), across_processes))
+    features = torch.empty_like(by_length)
+    features[torch.tensor(order)] = by_length
+    return features
 
 
-def _world(across_processes: bool) -> tuple[int, int]:
-    """This process's rank and how many there are, where they share the work."""
+def _split_into_batches(indices: list[int], batch_size: int) -> list[list[int]]:
+    return [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
+
+
+def _rank_and_world_size(across_processes: bool) -> tuple[int, int]:
+    """The rank of this process and the number of processes that divide the work."""
     if not across_processes or not torch.distributed.is_initialized():
         return 0, 1
     return torch.distributed.get_rank(), torch.distributed.get_world_size()
 
 
-def _own_batches(batches: list[Sequence[int]], across_processes: bool) -> list[Sequence[int]]:
-    """What this process encodes. Batches are the same for any number of processes, and so are their features."""
-    rank, world_size = _world(across_processes)
-    # As many for each process, where need be the last one again: a sharded model is gathered by all of them at once.
+def _batches_of_this_process(batches: list[list[int]], across_processes: bool) -> list[list[int]]:
+    """The batches that this process encodes: every n-th of the list, for n processes.
+
+    The batches themselves do not depend on the number of processes, and so the features do not depend on it either.
+    """
+    rank, world_size = _rank_and_world_size(across_processes)
+    # Each process gets the same number of batches, if necessary with copies of the last one: all processes must take
+    # part each time that the weights of a sharded model are gathered.
     filling = [batches[-1]] * (-len(batches) % world_size)
     return [*batches, *filling][rank::world_size]
 
 
-def _all_batches(features: list[torch.Tensor], count: int, across_processes: bool) -> list[torch.Tensor]:
-    """The features of all batches in order, of which each process has every n-th."""
-    _, world_size = _world(across_processes)
+def _gather_batches(features: list[torch.Tensor], num_batches: int, across_processes: bool) -> list[torch.Tensor]:
+    """The features of all batches in their order, gathered from all processes; undoes `_batches_of_this_process`."""
+    _, world_size = _rank_and_world_size(across_processes)
     if world_size == 1:
         return features
     gathered: list = [None] * world_size
     torch.distributed.all_gather_object(gathered, features)
-    return [gathered[index % world_size][index // world_size] for index in range(count)]
+    return [gathered[index % world_size][index // world_size] for index in range(num_batches)]
+
+
+@contextlib.contextmanager
+def _evaluation_mode(model: nn.Module) -> Iterator[ECCLModel]:
+    """Puts a model into evaluation mode; at the end, also after an error, it returns to the mode that it had."""
+    was_training = model.training
+    model.eval()
+    try:
+        # A peft model is no ECCLModel, but passes attributes and calls on to the ECCLModel that it wraps.
+        yield cast(ECCLModel, model)
+    finally:
+        model.train(was_training)
 
 
 class SplitEmbeddings(NamedTuple):
-    """A split encoded: every caption as a query, every image as the gallery; on the CPU, unnormalised.
+    """The features of a split: each caption is a query, each image is in the gallery. On the CPU, not normalised.
 
     Args:
-        text_embeds: `(captions, dim)`, in the order of the dataset.
+        text_embeds: `(captions, dim)`, in the order of the data set.
         query_person_ids: `(captions,)`.
-        image_embeds: `(images, dim)`.
+        image_embeds: `(images, dim)`, in the order of the data set.
         gallery_person_ids: `(images,)`.
     """
 
@@ -147,31 +193,22 @@ def embed_split(
     progress: bool = True,
     across_processes: bool = False,
 ) -> SplitEmbeddings:
-    """Encodes each image and each caption of a split once; the arguments are those of [`embed_images`]."""
-    captions = dataset["captions"]
+    """Encodes each image and each caption of a split once.
+
+    Args:
+        model, processor, batch_size, num_workers, progress, across_processes: see [`embed_images`].
+        dataset: a split with the columns `image`, `captions` (a list of strings for each image) and `person_id`.
+
+    Raises:
+        ValueError: the split is empty, or an image cannot be read.
+    """
+    captions_of_images = dataset["captions"]
     person_ids = torch.tensor(dataset["person_id"])
+    captions = [caption for captions_of_image in captions_of_images for caption in captions_of_image]
+    captions_per_image = torch.tensor([len(captions_of_image) for captions_of_image in captions_of_images])
     return SplitEmbeddings(
-        embed_captions(
-            model,
-            processor,
-            [caption for own in captions for caption in own],
-            progress=progress,
-            across_processes=across_processes,
-        ),
-        person_ids.repeat_interleave(torch.tensor([len(own) for own in captions])),
-        embed_images(model, processor, dataset, batch_size, num_workers, progress, across_processes),
-        person_ids,
+        text_embeds=embed_captions(model, processor, captions, progress=progress, across_processes=across_processes),
+        query_person_ids=person_ids.repeat_interleave(captions_per_image),
+        image_embeds=embed_images(model, processor, dataset, batch_size, num_workers, progress, across_processes),
+        gallery_person_ids=person_ids,
     )
-
-
-class _evaluating:
-    """Evaluation mode for a while: what was training before goes on training."""
-
-    def __init__(self, model: nn.Module):
-        self.model, self.was_training = model, model.training
-
-    def __enter__(self) -> None:
-        self.model.eval()
-
-    def __exit__(self, *exception) -> None:
-        self.model.train(self.was_training)

@@ -1,19 +1,19 @@
-"""ECCL's model: CLIP's two encoders for person-shaped images, with deep prompts coupled between them.
+"""The ECCL model: the two encoders of CLIP for person-shaped images, with deep prompts that are coupled between them.
 
-A checkpoint carries this file, and with it each file that it names so (transformers reads lines, also in this text):
+transformers saves this file with each checkpoint, and also every file that a relative import in it names. It looks at
+each line, this text included, so the next line brings the pipeline along:
 
     from .pipeline_eccl import TextToPersonRetrievalPipeline
 """
 
 import contextlib
-import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-from transformers import CLIPModel, PreTrainedModel
+from transformers import CLIPModel, CLIPTextConfig, CLIPVisionConfig, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import BaseModelOutput
@@ -28,22 +28,25 @@ from transformers.utils import ModelOutput
 
 from .configuration_eccl import ECCLConfig, checkpoint_kind
 
-# Checkpoints of CLIP from before transformers 4.31 carry this end-of-text id, which no vocabulary of CLIP has there.
+# CLIP checkpoints that were saved before transformers 4.31 have this end-of-text id. It is wrong for all of them: the
+# end-of-text token of CLIP is the last one of the vocabulary.
 _LEGACY_EOS_TOKEN_ID = 2
+_POSITION_WEIGHT = "vision_model.embeddings.position_embedding.weight"
 
 
 @dataclass
 class ECCLOutput(ModelOutput):
-    """What [`ECCLModel`] returns; `None` for what needs an input that was not given.
+    """The output of [`ECCLModel`]. A field is `None` if it needs an input that was not given.
 
     Args:
         text_embeds (`torch.Tensor` of shape `(texts, projection_dim)`): text features, not normalised.
         image_embeds (`torch.Tensor` of shape `(images, projection_dim)`): image features, not normalised.
         logits_per_text (`torch.Tensor` of shape `(texts, images)`): cosine similarities times exp(logit_scale).
-        logits_per_image (`torch.Tensor` of shape `(images, texts)`): its transpose.
-        text_model_output, vision_model_output (`BaseModelOutput`): where they were asked for, `hidden_states`, what
-            goes into an encoder's first layer and what comes out of each, `(batch, tokens, width)` with the prompts
-            among the tokens; and `attentions` of each layer, `(batch, heads, tokens, tokens)`.
+        logits_per_image (`torch.Tensor` of shape `(images, texts)`): the transpose of `logits_per_text`.
+        text_model_output, vision_model_output (`BaseModelOutput`): two fields, each given on request only.
+            `hidden_states` has the input of the encoder's first layer and the output of each layer,
+            `(batch, tokens, width)`; the prompts are among the tokens. `attentions` has the attention weights of each
+            layer, `(batch, heads, tokens, tokens)`.
     """
 
     text_embeds: torch.Tensor | None = None
@@ -58,58 +61,68 @@ class ECCLOutput(ModelOutput):
 
 
 class ECCLPromptLearner(nn.Module):
-    """Learnable text tokens for each prompted layer, and the linear maps that make image tokens of them.
+    """Learnable text prompts for each prompted layer, and the linear maps that compute image prompts from them.
 
-    For layer l the text prompt is `T_l` and the image prompt `V_l = W_l T_l + b_l` (multi-modal prompt learning,
-    MaPLe, CVPR 2023, section 3.2).
+    Layer l has the text prompt `T_l` and the image prompt `V_l = W_l T_l + b_l` (multi-modal prompt learning, MaPLe,
+    CVPR 2023, section 3.2).
     """
 
     def __init__(self, config: ECCLConfig):
         super().__init__()
-        text_width, vision_width = config.text_config.hidden_size, config.vision_config.hidden_size
+        text_width, vision_width = (encoder.hidden_size for encoder in config.encoder_configs)
         self.text_prompts = nn.Parameter(torch.empty(config.prompt_depth, config.num_prompt_tokens, text_width))
         self.projections = nn.ModuleList(nn.Linear(text_width, vision_width) for _ in range(config.prompt_depth))
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Prompts N(0, 0.02); torch's own start for the maps, those of layers 1.. being copies of one another."""
+        """Draws the prompts from N(0, 0.02), and the maps as `nn.Linear` does; all maps from layer 1 on are equal."""
         init.normal_(self.text_prompts, std=0.02)
-        for projection in self.projections[:2]:
-            bound = projection.in_features**-0.5
-            init.uniform_(projection.weight, -bound, bound)
-            init.uniform_(projection.bias, -bound, bound)
-        for projection in self.projections[2:]:
-            init.copy_(projection.weight, self.projections[1].weight)
-            init.copy_(projection.bias, self.projections[1].bias)
+        weights = [projection.get_parameter("weight") for projection in self.projections]
+        biases = [projection.get_parameter("bias") for projection in self.projections]
+        bound = self.text_prompts.shape[-1] ** -0.5
+        for weight, bias in zip(weights[:2], biases[:2], strict=True):
+            init.uniform_(weight, -bound, bound)
+            init.uniform_(bias, -bound, bound)
+        for weight, bias in zip(weights[2:], biases[2:], strict=True):
+            init.copy_(weight, weights[1])
+            init.copy_(bias, biases[1])
 
     def forward(self, modality: str) -> list[torch.Tensor]:
-        """The prompts of each layer, `(num_prompt_tokens, width)`, for `"text"` or `"vision"`."""
+        """Returns the prompts of each layer, `(num_prompt_tokens, width)`, for the modality `"text"` or `"vision"`."""
         if modality == "text":
             return list(self.text_prompts)
         return [project(prompts) for project, prompts in zip(self.projections, self.text_prompts, strict=True)]
 
 
 class ECCLVisionEmbeddings(nn.Module):
-    """Patches, class token and learned positions, as in CLIP, on a grid that need not be square."""
+    """The embeddings of patches, class token and learned positions, as in CLIP. The grid need not be square."""
 
     def __init__(self, config: ECCLConfig):
         super().__init__()
-        vision = config.vision_config
+        _, vision = config.encoder_configs
         self.config = vision
+        self.image_size = config.input_size
         self.embed_dim = vision.hidden_size
         self.class_embedding = nn.Parameter(torch.empty(self.embed_dim))
         self.patch_embedding = nn.Conv2d(
-            vision.num_channels, self.embed_dim, kernel_size=vision.patch_size, stride=vision.patch_size, bias=False
+            vision.num_channels, self.embed_dim, kernel_size=config.patch_side, stride=config.patch_side, bias=False
         )
         rows, columns = config.grid_size
         self.position_embedding = nn.Embedding(1 + rows * columns, self.embed_dim)
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """`(batch, channels, height, width)` -> `(batch, 1 + patches, width)`."""
-        if list(pixel_values.shape[-2:]) != self.config.image_size:
+        """Embeds images.
+
+        Args:
+            pixel_values: `(batch, channels, height, width)`.
+
+        Returns:
+            `(batch, 1 + patches, width)`, the class token first.
+        """
+        if tuple(pixel_values.shape[-2:]) != self.image_size:
             raise ValueError(
                 f"pixel_values are {pixel_values.shape[-2]} x {pixel_values.shape[-1]} (height x width), "
-                f"the model takes {self.config.image_size[0]} x {self.config.image_size[1]}"
+                f"the model takes {self.image_size[0]} x {self.image_size[1]}"
             )
         patches = self.patch_embedding(pixel_values.to(self.patch_embedding.weight.dtype)).flatten(2).transpose(1, 2)
         tokens = torch.cat([self.class_embedding.expand(patches.shape[0], 1, -1), patches], dim=1)
@@ -117,82 +130,116 @@ class ECCLVisionEmbeddings(nn.Module):
 
 
 class ECCLTextEncoder(nn.Module):
-    """CLIP's text transformer with prompts after the start token."""
+    """The text transformer of CLIP, with prompts between the start token and the caption."""
 
     def __init__(self, config: ECCLConfig):
         super().__init__()
-        self.config = config.text_config
+        self.config = config.encoder_configs[0]
         self.embeddings = CLIPTextEmbeddings(self.config)
-        self.encoder = CLIPEncoder(self.config)
-        self.final_layer_norm = nn.LayerNorm(self.config.hidden_size, eps=self.config.layer_norm_eps)
+        self.encoder = _transformer_layers(self.config)
+        self.final_layer_norm = _layer_norm(self.config)
 
     def forward(self, input_ids: torch.Tensor, prompts: list[torch.Tensor], pool: bool = True) -> torch.Tensor:
-        """`(batch, length)` token ids and each layer's prompts -> `(batch, width)` at the end-of-text token.
+        """Encodes captions.
 
-        Without `pool` `(batch, length, width)`, of every token but the prompts.
+        Args:
+            input_ids: `(batch, length)`, the token ids.
+            prompts: the prompts of each prompted layer, `(num_prompt_tokens, width)`; an empty list for no prompts.
+            pool: returns only the feature at the end-of-text token of each caption.
+
+        Returns:
+            `(batch, width)`; with `pool=False` `(batch, length, width)`, the features of all tokens but the prompts.
         """
-        end_positions = (input_ids == self.config.eos_token_id).int().argmax(dim=-1)
+        end_positions = (input_ids == self.end_token).int().argmax(dim=-1)
         count = len(prompts[0]) if prompts else 0
         if not torch.compiler.is_compiling():
             self._check_end(input_ids, end_positions, count)
         hidden = self.embeddings.token_embedding(input_ids)
         if prompts:
-            hidden = torch.cat([hidden[:, :1], _expand(prompts[0], hidden), hidden[:, 1:]], dim=1)
+            hidden = torch.cat([hidden[:, :1], _repeat_for_batch(prompts[0], hidden), hidden[:, 1:]], dim=1)
             hidden = hidden[:, : self.config.max_position_embeddings]
         hidden = self.embeddings(inputs_embeds=hidden)
         mask = create_causal_mask(config=self.config, inputs_embeds=hidden, attention_mask=None, past_key_values=None)
         for index, layer in enumerate(self.encoder.layers):
             if 1 <= index < len(prompts):
-                hidden = torch.cat([hidden[:, :1], _expand(prompts[index], hidden), hidden[:, 1 + count :]], dim=1)
+                layer_prompts = _repeat_for_batch(prompts[index], hidden)
+                hidden = torch.cat([hidden[:, :1], layer_prompts, hidden[:, 1 + count :]], dim=1)
             hidden = layer(hidden, mask, is_causal=True)
         if not pool:
             return self.final_layer_norm(torch.cat([hidden[:, :1], hidden[:, 1 + count :]], dim=1))
         at_end = hidden[torch.arange(hidden.shape[0], device=hidden.device), end_positions + count]
         return self.final_layer_norm(at_end)
 
+    @property
+    def end_token(self) -> int:
+        """The id of the end-of-text token."""
+        end_token = self.config.eos_token_id
+        if not isinstance(end_token, int):
+            raise ValueError(f"text_config.eos_token_id is {end_token}, it must be one number")
+        return end_token
+
     def _check_end(self, input_ids: torch.Tensor, end_positions: torch.Tensor, num_prompt_tokens: int) -> None:
         limit = self.config.max_position_embeddings - num_prompt_tokens
-        ends = input_ids.gather(1, end_positions[:, None])[:, 0] == self.config.eos_token_id
-        bad = (~ends | (end_positions >= limit)).nonzero()
+        has_end = input_ids.gather(1, end_positions[:, None])[:, 0] == self.end_token
+        bad = (~has_end | (end_positions >= limit)).nonzero()
         if len(bad):
             raise ValueError(
-                f"row {int(bad[0])} of input_ids has no end-of-text token ({self.config.eos_token_id}) among its first "
-                f"{limit} tokens: truncate captions with ECCLProcessor, which keeps the token last"
+                f"row {int(bad[0])} of input_ids has no end-of-text token ({self.end_token}) among its first "
+                f"{limit} tokens: truncate captions with ECCLProcessor, which keeps that token at the end"
             )
 
 
 class ECCLVisionEncoder(nn.Module):
-    """CLIP's vision transformer with prompts behind the patches."""
+    """The vision transformer of CLIP, with prompts after the patches."""
 
     def __init__(self, config: ECCLConfig):
         super().__init__()
-        vision = config.vision_config
+        _, vision = config.encoder_configs
         self.embeddings = ECCLVisionEmbeddings(config)
-        # The misspelt name is transformers' own: it lets CLIP's weights load as they are.
-        self.pre_layrnorm = nn.LayerNorm(vision.hidden_size, eps=vision.layer_norm_eps)
-        self.encoder = CLIPEncoder(vision)
-        self.post_layernorm = nn.LayerNorm(vision.hidden_size, eps=vision.layer_norm_eps)
+        # transformers misspells this name. With the same name here, the weights of CLIP load unchanged.
+        self.pre_layrnorm = _layer_norm(vision)
+        self.encoder = _transformer_layers(vision)
+        self.post_layernorm = _layer_norm(vision)
 
     def forward(self, pixel_values: torch.Tensor, prompts: list[torch.Tensor], pool: bool = True) -> torch.Tensor:
-        """`(batch, channels, height, width)` and each layer's prompts -> `(batch, width)` at the class token.
+        """Encodes images.
 
-        Without `pool` `(batch, patches, width)`, of the patches.
+        Args:
+            pixel_values: `(batch, channels, height, width)`.
+            prompts: the prompts of each prompted layer, `(num_prompt_tokens, width)`; an empty list for no prompts.
+            pool: returns only the feature of the class token of each image.
+
+        Returns:
+            `(batch, width)`; with `pool=False` `(batch, patches, width)`, the features of the patches.
         """
         hidden = self.embeddings(pixel_values)
         length = hidden.shape[1]
         if prompts:
-            hidden = torch.cat([hidden, _expand(prompts[0], hidden)], dim=1)
+            hidden = torch.cat([hidden, _repeat_for_batch(prompts[0], hidden)], dim=1)
         hidden = self.pre_layrnorm(hidden)
         for index, layer in enumerate(self.encoder.layers):
             if 1 <= index < len(prompts):
-                hidden = torch.cat([hidden[:, :length], _expand(prompts[index], hidden)], dim=1)
+                hidden = torch.cat([hidden[:, :length], _repeat_for_batch(prompts[index], hidden)], dim=1)
             hidden = layer(hidden, None)
         return self.post_layernorm(hidden[:, 0] if pool else hidden[:, 1:length])
 
 
+def _transformer_layers(config: CLIPTextConfig | CLIPVisionConfig) -> CLIPEncoder:
+    # transformers annotates `CLIPConfig`, but passes the configuration of one encoder, as here.
+    return CLIPEncoder(config)  # type: ignore[arg-type]
+
+
+def _layer_norm(config: CLIPTextConfig | CLIPVisionConfig) -> nn.LayerNorm:
+    # transformers annotates that this value may be `None`, but gives each encoder a number.
+    return nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)  # type: ignore[arg-type]
+
+
 @contextlib.contextmanager
-def _recording(encoder: CLIPEncoder, hidden_states: bool, attentions: bool) -> Iterator[BaseModelOutput]:
-    """What passes through an encoder's layers meanwhile, filled in at the end."""
+def _record_layers(encoder: CLIPEncoder, hidden_states: bool, attentions: bool) -> Iterator[BaseModelOutput]:
+    """Records the hidden states and attention weights of an encoder's layers with hooks.
+
+    The record that it yields is empty at first; it is filled when the context ends.
+    """
     record, hooks = BaseModelOutput(), []
     states: list[torch.Tensor] = []
     weights: list[torch.Tensor] = []
@@ -203,7 +250,7 @@ def _recording(encoder: CLIPEncoder, hidden_states: bool, attentions: bool) -> I
         ]
     if attentions:
         hooks += [
-            layer.self_attn.register_forward_hook(lambda _, inputs, output: weights.append(output[1]))
+            layer.get_submodule("self_attn").register_forward_hook(lambda _, inputs, output: weights.append(output[1]))
             for layer in encoder.layers
         ]
     try:
@@ -217,42 +264,44 @@ def _recording(encoder: CLIPEncoder, hidden_states: bool, attentions: bool) -> I
         record["attentions"] = tuple(weights)
 
 
-def _in_chunks(
-    encode: Callable[[torch.Tensor], torch.Tensor], items: torch.Tensor, chunk_size: int | None
+def _encode_in_chunks(
+    encode: Callable[[torch.Tensor], torch.Tensor], inputs: torch.Tensor, chunk_size: int | None
 ) -> torch.Tensor:
     if not chunk_size:
-        return encode(items)
-    return torch.cat([checkpoint(encode, chunk, use_reentrant=False) for chunk in items.split(chunk_size)])
+        return encode(inputs)
+    return torch.cat([checkpoint(encode, chunk, use_reentrant=False) for chunk in inputs.split(chunk_size)])
 
 
-def _expand(prompts: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
-    # Not len(): an export for any batch would fix it.
+def _repeat_for_batch(prompts: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+    # `len(hidden)` would fix the batch size in a model that is exported for any batch size.
     return prompts.to(hidden.dtype).expand(hidden.shape[0], -1, -1)
 
 
 class ECCLModel(CLIPPreTrainedModel):
-    """A person-shaped CLIP with deep coupled prompts: sentences and images of people in one space.
+    """A CLIP for person-shaped images, with deep coupled prompts. It maps sentences and images of people to one space.
 
     Args:
         config: the shape of the model.
     """
 
-    config: ECCLConfig
+    # transformers declares `CLIPConfig`; an ECCLConfig has the same fields and more.
+    config: ECCLConfig  # type: ignore[assignment]
     config_class = ECCLConfig
-    # The files of this model travel with a saved checkpoint, for `trust_remote_code`.
-    _auto_class = "AutoModel"
+    # With this name, `save_pretrained` also saves the code of the model, for `trust_remote_code`. transformers declares
+    # `None`.
+    _auto_class = "AutoModel"  # type: ignore[assignment]
     base_model_prefix = "eccl"
     _no_split_modules = ["CLIPTextEmbeddings", "CLIPEncoderLayer", "ECCLVisionEmbeddings"]
 
     def __init__(self, config: ECCLConfig):
         super().__init__(config)
-        # The layers read it from the configuration of their own encoder.
-        for encoder_config in (config.text_config, config.vision_config):
-            encoder_config._attn_implementation = config._attn_implementation
+        # The layers read the attention implementation from the configuration of their encoder.
+        text, vision = config.encoder_configs
+        text._attn_implementation = vision._attn_implementation = config._attn_implementation
         self.text_model = ECCLTextEncoder(config)
         self.vision_model = ECCLVisionEncoder(config)
-        self.text_projection = nn.Linear(config.text_config.hidden_size, config.projection_dim, bias=False)
-        self.visual_projection = nn.Linear(config.vision_config.hidden_size, config.projection_dim, bias=False)
+        self.text_projection = nn.Linear(text.hidden_size, config.projection_dim, bias=False)
+        self.visual_projection = nn.Linear(vision.hidden_size, config.projection_dim, bias=False)
         self.logit_scale = nn.Parameter(torch.tensor(float(config.logit_scale_init_value)))
         self.prompt_learner = ECCLPromptLearner(config) if config.num_prompt_tokens else None
         self.post_init()
@@ -272,8 +321,9 @@ class ECCLModel(CLIPPreTrainedModel):
             for projection in (module.text_projection, module.visual_projection):
                 init.normal_(projection.weight, std=projection.in_features**-0.5 * factor)
             init.constant_(module.logit_scale, self.config.logit_scale_init_value)
-            # transformers passes over modules without parameters of their own when a model's code is not its own,
-            # which would leave these with its general start, 1.0 wide, in place of CLIP's.
+            # For a model whose code is outside transformers, transformers skips modules that have no direct
+            # parameters. Without these lines, the layers of CLIP would start with a standard deviation of 1.0 instead
+            # of CLIP's values.
             for part in module.modules():
                 if isinstance(part, (CLIPAttention, CLIPMLP)):
                     super()._init_weights(part)
@@ -286,55 +336,36 @@ class ECCLModel(CLIPPreTrainedModel):
         num_prompt_tokens: int = 4,
         prompt_depth: int = 12,
     ) -> "ECCLModel":
-        """Builds ECCL on a trained CLIP: its weights, a grid of positions resized bilinearly, fresh prompts.
+        """Builds an ECCL model from a trained CLIP.
+
+        The model gets the weights of CLIP and new prompts. CLIP's position embeddings are resized bilinearly to the new
+        grid of patches.
 
         Args:
             clip: a Hub id, a local folder, a `CLIPModel`, or an [`ECCLModel`] without prompts.
             image_size: height and width in pixels, multiples of the patch size.
-            num_prompt_tokens: 0 gives a plain person-shaped dual encoder.
-            prompt_depth: how many layers get prompts; no more than the shallower encoder has.
+            num_prompt_tokens: number of prompt tokens in each prompted layer; 0 gives a plain dual encoder.
+            prompt_depth: number of layers, counted from the first, that get prompts; the shallower encoder must have
+                at least as many.
 
         Returns:
             A model in evaluation mode that shares no memory with `clip`.
 
         Raises:
-            ValueError: `clip` is no CLIP, or has prompts already, or the sizes do not fit.
+            ValueError: `clip` is not a CLIP, or it has prompts already, or the sizes do not fit.
         """
         if isinstance(clip, str):
             clip = cls._load_backbone(clip)
-        model_type = clip.config.model_type
-        if model_type not in ("clip", ECCLConfig.model_type):
-            raise ValueError(f"from_clip takes a CLIP or an ECCL model without prompts, got model_type {model_type!r}")
-        if model_type == ECCLConfig.model_type and clip.config.num_prompt_tokens:
-            raise ValueError(
-                f"from_clip takes a model without prompts, this one has {clip.config.num_prompt_tokens} prompt tokens; "
-                "load it with from_pretrained"
-            )
-        text_config, vision_config = copy.deepcopy(clip.config.text_config), copy.deepcopy(clip.config.vision_config)
-        if text_config.eos_token_id == _LEGACY_EOS_TOKEN_ID and model_type == "clip":
-            text_config.bos_token_id, text_config.eos_token_id = text_config.vocab_size - 2, text_config.vocab_size - 1
-        old_size = vision_config.image_size
-        old_size = (old_size, old_size) if isinstance(old_size, int) else tuple(old_size)
-        vision_config.image_size = list(image_size)
-        config = ECCLConfig(
-            text_config=text_config.to_dict(),
-            vision_config=vision_config.to_dict(),
-            projection_dim=clip.config.projection_dim,
-            num_prompt_tokens=num_prompt_tokens,
-            prompt_depth=prompt_depth,
-            logit_scale_init_value=clip.config.logit_scale_init_value,
-        )
+        config = _config_from_clip(clip.config, image_size, num_prompt_tokens, prompt_depth)
         model = cls(config)
         weights = dict(clip.state_dict())
-        grid = "vision_model.embeddings.position_embedding.weight"
-        patch = vision_config.patch_size
-        weights[grid] = resize_position_grid(
-            weights[grid], (old_size[0] // patch, old_size[1] // patch), config.grid_size
+        weights[_POSITION_WEIGHT] = resize_position_grid(
+            weights[_POSITION_WEIGHT], _grid_of_clip(clip.config), config.grid_size
         )
         missing, unexpected = model.load_state_dict(weights, strict=False)
         missing = [name for name in missing if not name.startswith("prompt_learner.")]
         if missing or unexpected:
-            raise ValueError(f"the weights do not fit: missing {missing}, unexpected {unexpected}")
+            raise ValueError(f"the weights do not fit the model: missing {missing}, unexpected {unexpected}")
         return model.eval()
 
     @classmethod
@@ -348,7 +379,7 @@ class ECCLModel(CLIPPreTrainedModel):
         return self.text_model.embeddings.token_embedding
 
     def set_input_embeddings(self, value: nn.Module) -> None:
-        self.text_model.embeddings.token_embedding = value
+        self.text_model.embeddings.set_submodule("token_embedding", value)
 
     def _prompts(self, modality: str) -> list[torch.Tensor]:
         return [] if self.prompt_learner is None else self.prompt_learner(modality)
@@ -357,15 +388,15 @@ class ECCLModel(CLIPPreTrainedModel):
         """Encodes captions.
 
         Args:
-            input_ids: `(batch, length)`, `[SOT, words.., EOT, padding..]`; the padding may be cut.
-            attention_mask: `(batch, length)`, taken so that a processor's output can be passed whole. It changes
-                nothing: under the causal mask, what follows EOT never reaches the feature.
+            input_ids: `(batch, length)`, `[SOT, words.., EOT, padding..]`; the padding may be left out.
+            attention_mask: `(batch, length)`. It has no effect, because under the causal mask no token after EOT
+                reaches the feature. It is accepted so that the output of a processor can be passed as it is.
 
         Returns:
             `(batch, projection_dim)`, not normalised.
 
         Raises:
-            ValueError: a caption without EOT among the first `config.max_text_length` tokens.
+            ValueError: a caption has no EOT among its first `config.max_text_length` tokens.
         """
         return self.text_projection(self.text_model(input_ids, self._prompts("text")))
 
@@ -379,30 +410,31 @@ class ECCLModel(CLIPPreTrainedModel):
             `(batch, projection_dim)`, not normalised.
 
         Raises:
-            ValueError: another size than `config.vision_config.image_size`.
+            ValueError: the images have another size than `config.vision_config.image_size`.
         """
         return self.visual_projection(self.vision_model(pixel_values, self._prompts("vision")))
 
     def get_token_features(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """What every token of a caption answers to in the shared space, before the caption is pooled.
+        """Per-token caption features in the shared space, before pooling.
 
         Args:
-            input_ids: `(batch, length)`, as for [`~ECCLModel.get_text_features`], whose result is the row of the end
-                token here.
+            input_ids: `(batch, length)`, as for [`~ECCLModel.get_text_features`]. The feature of the end token is the
+                feature that this other method returns.
 
         Returns:
-            `(batch, tokens, projection_dim)`, not normalised; what the prompts push out at the end is not there.
+            `(batch, tokens, projection_dim)`, not normalised. Tokens at the end of the sequence are missing if the
+            prompts take their positions.
         """
         return self.text_projection(self.text_model(input_ids, self._prompts("text"), pool=False))
 
     def get_patch_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """What every patch of an image looks like in the shared space, before the image is pooled.
+        """Per-patch image features in the shared space, before pooling.
 
         Args:
             pixel_values: `(batch, channels, height, width)`, as for [`~ECCLModel.get_image_features`].
 
         Returns:
-            `(batch, rows, columns, projection_dim)`, the grid of patches, not normalised.
+            `(batch, rows, columns, projection_dim)`, one feature for each patch of the grid, not normalised.
         """
         patches = self.visual_projection(self.vision_model(pixel_values, self._prompts("vision"), pool=False))
         return patches.unflatten(1, self.config.grid_size)
@@ -417,64 +449,106 @@ class ECCLModel(CLIPPreTrainedModel):
         return_dict: bool | None = None,
         embed_chunk_size: int | None = None,
     ) -> ECCLOutput | tuple[torch.Tensor, ...]:
-        """Encodes captions, images or both, and compares them where both are given.
+        """Encodes captions, images or both; if both are given, it also compares them.
 
         Args:
             input_ids: `(texts, length)`, see [`~ECCLModel.get_text_features`].
             pixel_values: `(images, channels, height, width)`, see [`~ECCLModel.get_image_features`].
-            attention_mask: `(texts, length)`, of no effect.
-            output_hidden_states: also gives what passes between the layers.
-            output_attentions: also gives the attention weights, which only `attn_implementation="eager"` computes.
-            return_dict: `False` for a tuple of what is not `None`.
-            embed_chunk_size: encodes so many captions, and images, at a time, and again in the backward pass, so that
-                no more activations than theirs are kept. Features and gradients are the same (gradient caching:
+            attention_mask: `(texts, length)`. It has no effect.
+            output_hidden_states: also returns the hidden states between the layers.
+            output_attentions: also returns the attention weights. This needs `attn_implementation="eager"`.
+            return_dict: `False` returns a tuple of the fields that are not `None`.
+            embed_chunk_size: encode this many captions and images at a time and recompute them in the backward pass, so
+                that only one chunk's activations are in memory. Features and gradients stay the same (gradient caching:
                 "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup", RepL4NLP 2021).
 
         Raises:
-            ValueError: neither input was given, attentions are asked of another implementation, or hidden states or
-                attentions of chunks.
+            ValueError: neither input is given; or attentions are requested with another attention implementation than
+                "eager"; or hidden states or attentions are requested together with `embed_chunk_size`.
         """
         if input_ids is None and pixel_values is None:
             raise ValueError("ECCLModel needs input_ids, pixel_values or both, got neither")
-        hidden_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        attentions = self.config.output_attentions if output_attentions is None else output_attentions
+        hidden_states = bool(self.config.output_hidden_states if output_hidden_states is None else output_hidden_states)
+        attentions = bool(self.config.output_attentions if output_attentions is None else output_attentions)
         if attentions and self.config._attn_implementation != "eager":
             raise ValueError(
                 f"output_attentions needs attn_implementation 'eager', the model has "
-                f"{self.config._attn_implementation!r}: model.set_attn_implementation('eager')"
+                f"{self.config._attn_implementation!r}: call model.set_attn_implementation('eager') first"
             )
-        output, asked = ECCLOutput(), bool(hidden_states or attentions)
-        if asked and embed_chunk_size:
-            raise ValueError("hidden states and attentions are of a whole batch: leave embed_chunk_size out")
+        if (hidden_states or attentions) and embed_chunk_size:
+            raise ValueError(
+                f"embed_chunk_size is {embed_chunk_size}, but hidden states and attentions need the whole batch at "
+                "once: leave embed_chunk_size out"
+            )
+        output = ECCLOutput()
         if input_ids is not None:
-            with _recording(self.text_model.encoder, hidden_states, attentions) as text_record:
-                output["text_embeds"] = _in_chunks(self.get_text_features, input_ids, embed_chunk_size)
+            with _record_layers(self.text_model.encoder, hidden_states, attentions) as text_record:
+                output["text_embeds"] = _encode_in_chunks(self.get_text_features, input_ids, embed_chunk_size)
         if pixel_values is not None:
-            with _recording(self.vision_model.encoder, hidden_states, attentions) as vision_record:
-                output["image_embeds"] = _in_chunks(self.get_image_features, pixel_values, embed_chunk_size)
+            with _record_layers(self.vision_model.encoder, hidden_states, attentions) as vision_record:
+                output["image_embeds"] = _encode_in_chunks(self.get_image_features, pixel_values, embed_chunk_size)
         if input_ids is not None and pixel_values is not None:
             texts, images = (nn.functional.normalize(output[name], dim=-1) for name in ("text_embeds", "image_embeds"))
             output["logits_per_text"] = texts @ images.T * self.logit_scale.exp()
             output["logits_per_image"] = output["logits_per_text"].T
-        if asked and input_ids is not None:
+        if (hidden_states or attentions) and input_ids is not None:
             output["text_model_output"] = text_record
-        if asked and pixel_values is not None:
+        if (hidden_states or attentions) and pixel_values is not None:
             output["vision_model_output"] = vision_record
         return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
 
 
+def _config_from_clip(
+    clip: PreTrainedConfig, image_size: tuple[int, int], num_prompt_tokens: int, prompt_depth: int
+) -> ECCLConfig:
+    """Makes the configuration of an ECCL model from that of a CLIP, or from that of an ECCL model without prompts.
+
+    Raises:
+        ValueError: `clip` is neither, or the sizes do not fit.
+    """
+    if clip.model_type not in ("clip", ECCLConfig.model_type):
+        raise ValueError(
+            f"from_clip takes a CLIP or an ECCL model without prompts, this model has model_type {clip.model_type!r}"
+        )
+    if clip.model_type == ECCLConfig.model_type and clip.num_prompt_tokens:
+        raise ValueError(
+            f"from_clip takes a model without prompts, this one has {clip.num_prompt_tokens} prompt tokens; "
+            "load it with from_pretrained"
+        )
+    text, vision = clip.text_config.to_dict(), clip.vision_config.to_dict()
+    if text["eos_token_id"] == _LEGACY_EOS_TOKEN_ID and clip.model_type == "clip":
+        text |= {"bos_token_id": text["vocab_size"] - 2, "eos_token_id": text["vocab_size"] - 1}
+    return ECCLConfig(
+        text_config=text,
+        vision_config=vision | {"image_size": list(image_size)},
+        projection_dim=clip.projection_dim,
+        num_prompt_tokens=num_prompt_tokens,
+        prompt_depth=prompt_depth,
+        logit_scale_init_value=clip.logit_scale_init_value,
+    )
+
+
+def _grid_of_clip(clip: PreTrainedConfig) -> tuple[int, int]:
+    """Number of rows and number of columns of image patches of a CLIP, whose image size can be one number."""
+    size, patch_size = clip.vision_config.image_size, clip.vision_config.patch_size
+    height, width = (size, size) if isinstance(size, int) else size
+    return height // patch_size, width // patch_size
+
+
 def resize_position_grid(positions: torch.Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int]) -> torch.Tensor:
-    """Resizes the patch positions of a vision transformer bilinearly (`align_corners=False`); the class token's stays.
+    """Resizes the position embeddings of a vision transformer's patches bilinearly (`align_corners=False`).
+
+    The position embedding of the class token stays as it is.
 
     Args:
-        positions: `(1 + rows * columns, width)`, the class token's first.
-        old_grid, new_grid: rows and columns of patches.
+        positions: `(1 + rows * columns, width)`, the class token first.
+        old_grid, new_grid: number of rows and number of columns of patches.
 
     Returns:
         `(1 + new rows * new columns, width)` in the same dtype.
 
     Raises:
-        ValueError: `positions` does not have the rows of `old_grid`.
+        ValueError: the number of `positions` does not fit `old_grid`.
     """
     if len(positions) != 1 + old_grid[0] * old_grid[1]:
         raise ValueError(

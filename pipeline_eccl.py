@@ -1,7 +1,8 @@
-"""The text-to-person-retrieval pipeline: index images once, then find people with sentences."""
+"""The text-to-person-retrieval pipeline: it indexes images once, then finds people by sentences."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -9,11 +10,12 @@ from torch import nn
 from transformers import Pipeline
 from transformers.utils import logging
 
-from .processing_eccl import list_images, read_image
+from .modeling_eccl import ECCLModel
+from .processing_eccl import ECCLProcessor, list_images, read_image
 
 
 class TextToPersonRetrievalPipeline(Pipeline):
-    """Searches indexed images with sentences.
+    """Searches indexed images by sentences.
 
     ```python
     search = pipeline("text-to-person-retrieval", model=FOLDER_OR_HUB_ID, trust_remote_code=True)
@@ -24,44 +26,52 @@ class TextToPersonRetrievalPipeline(Pipeline):
 
     Args:
         model, processor: an `ECCLModel` and its `ECCLProcessor`.
-        top_k (`int`, defaults to 10): how many images a sentence finds.
-        **kwargs: as any pipeline takes them: `device`, `dtype`, `batch_size`, ...
+        top_k (`int`, defaults to 10): number of images that the pipeline finds for a sentence.
+        **kwargs: the arguments of any pipeline: `device`, `dtype`, `batch_size`, ...
     """
 
-    _load_processor = True
-    _load_image_processor = False
-    _load_feature_extractor = False
-    _load_tokenizer = False
+    model: ECCLModel
+    processor: ECCLProcessor
 
-    def __init__(self, *args, **kwargs):
+    # The pipeline loads the processor, and no other preprocessing class; transformers declares these flags as `None`.
+    _load_processor = True  # type: ignore[assignment]
+    _load_image_processor = False  # type: ignore[assignment]
+    _load_feature_extractor = False  # type: ignore[assignment]
+    _load_tokenizer = False  # type: ignore[assignment]
+
+    def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.image_embeds: torch.Tensor | None = None
         self.paths: list[str | None] = []
 
     @torch.no_grad()
-    def index(self, images, batch_size: int = 64, progress: bool = True) -> "TextToPersonRetrievalPipeline":
-        """Encodes images, each once, in place of those that were indexed before.
+    def index(self, images: Any, batch_size: int = 64, progress: bool = True) -> "TextToPersonRetrievalPipeline":
+        """Encodes images, each one once. They replace the images that were indexed before.
 
         Args:
-            images: a folder (all images below it, in the order of their paths), a list of paths or PIL images, or a
-                `datasets.Dataset` with an `image` column; its `file_path`, if it has one, becomes the path.
-            batch_size: images encoded at a time.
-            progress: shows a bar.
+            images: a folder (all images in it and its subfolders, in the order of their paths), a list of paths or PIL
+                images, or a `datasets.Dataset` with an `image` column. If the data set has a `file_path` column, it
+                gives the paths.
+            batch_size: number of images in a batch.
+            progress: shows a progress bar.
 
         Returns:
             The pipeline itself.
 
         Raises:
-            ValueError: no images, or one that cannot be read; it is named.
+            ValueError: there are no images, or an image cannot be read. The message names the image.
         """
         if isinstance(images, (str, Path)):
             images = list_images(images)
         if not len(images):
             raise ValueError("there are no images to index")
-        embeds, paths = [], []
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}, it must be at least 1")
+        embeds: list[torch.Tensor] = []
+        paths: list[str | None] = []
         starts = range(0, len(images), batch_size)
         for start in logging.tqdm(starts, desc="indexing images", leave=False, disable=not progress):
-            batch = list(_read(images, range(start, min(start + batch_size, len(images)))))
+            batch = list(_read_images(images, range(start, min(start + batch_size, len(images)))))
             pixels = self.processor(images=[image for image, _ in batch], return_tensors="pt")["pixel_values"]
             features = self.model.get_image_features(pixels.to(self.device, self.model.dtype))
             embeds.append(nn.functional.normalize(features.float(), dim=-1).cpu())
@@ -69,59 +79,72 @@ class TextToPersonRetrievalPipeline(Pipeline):
         self.image_embeds, self.paths = torch.cat(embeds), paths
         return self
 
-    def __call__(self, sentences: str | Iterable[str], **kwargs) -> list[dict] | list[list[dict]]:
-        """Finds images.
+    # transformers declares this method and the four hooks below with other parameters, in a form for every pipeline.
+
+    def __call__(  # type: ignore[override]
+        self, sentences: str | Iterable[str], **kwargs: Any
+    ) -> list[dict] | list[list[dict]]:
+        """Finds the images that fit a sentence best.
 
         Args:
-            sentences: one, or several.
-            top_k: how many images each finds; all where there are fewer.
-            batch_size: sentences encoded at a time.
+            sentences: one sentence, or several.
+            top_k: number of images to find for each sentence; all images if fewer are indexed.
+            batch_size: number of sentences in a batch.
 
         Returns:
-            For each sentence a list of dicts, the best first, ties in the order of the index: `score` (cosine, -1 to
-            1), `index` (of the image, in the order indexed) and `path` (`None` for an image without one). For one
-            sentence its list alone.
+            For each sentence a list of dicts, the best image first; images with equal scores keep the order of the
+            index. A dict has `score` (cosine similarity, -1 to 1), `index` (position of the image in the index) and
+            `path` (`None` for an image without a path). If `sentences` is one string, the result is its list alone.
 
         Raises:
-            ValueError: nothing is indexed, or a sentence is empty.
+            ValueError: nothing is indexed, a sentence is empty, or `top_k` is less than 1.
+        """
+        self._indexed_embeds()
+        return super().__call__(sentences, **kwargs)
+
+    def _indexed_embeds(self) -> torch.Tensor:
+        """The normalised features of the indexed images, `(images, projection_dim)`, on the CPU.
+
+        Raises:
+            ValueError: nothing is indexed.
         """
         if self.image_embeds is None:
             raise ValueError("nothing is indexed yet: call index(images) first")
-        return super().__call__(sentences, **kwargs)
+        return self.image_embeds
 
-    def _sanitize_parameters(self, top_k: int | None = None) -> tuple[dict, dict, dict]:
+    def _sanitize_parameters(self, top_k: int | None = None) -> tuple[dict, dict, dict]:  # type: ignore[override]
         if top_k is not None and top_k < 1:
             raise ValueError(f"top_k is {top_k}, it must be at least 1")
         return {}, {}, {} if top_k is None else {"top_k": top_k}
 
-    def preprocess(self, sentence: str) -> dict[str, torch.Tensor]:
+    def preprocess(self, sentence: str) -> dict[str, torch.Tensor]:  # type: ignore[override]
         if not isinstance(sentence, str) or not sentence.strip():
-            raise ValueError(f"a query is a sentence, not {sentence!r}")
+            raise ValueError(f"a query must be a sentence, not {sentence!r}")
         return dict(self.processor(text=[sentence], return_tensors="pt"))
 
-    def _forward(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def _forward(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:  # type: ignore[override]
         features = self.model.get_text_features(inputs["input_ids"])
         return {"text_embeds": nn.functional.normalize(features.float(), dim=-1)}
 
-    def postprocess(self, outputs: dict[str, torch.Tensor], top_k: int = 10) -> list[dict]:
-        scores = self.image_embeds @ outputs["text_embeds"][0]
+    def postprocess(self, outputs: dict[str, torch.Tensor], top_k: int = 10) -> list[dict]:  # type: ignore[override]
+        scores = self._indexed_embeds() @ outputs["text_embeds"][0]
         best = torch.sort(scores, descending=True, stable=True).indices[:top_k].tolist()
         return [{"score": scores[index].item(), "index": index, "path": self.paths[index]} for index in best]
 
 
-def _read(images, indices: Iterable[int]) -> Iterator[tuple[Image.Image, str | None]]:
-    """Images as RGB, upright by their EXIF tag where they are files, with their paths."""
+def _read_images(images: Any, indices: Iterable[int]) -> Iterator[tuple[Image.Image, str | None]]:
+    """Yields the images at these indices as upright RGB, each with its path."""
     for index in indices:
-        entry, path = images[index], None
-        if isinstance(entry, dict):
-            if "image" not in entry:
-                raise ValueError(f"row {index} has no image, only {', '.join(entry)}")
-            entry, path = entry["image"], entry.get("file_path")
-        if isinstance(entry, (str, Path)):
-            path = str(entry)
-        elif not isinstance(entry, Image.Image):
-            raise ValueError(f"image {index} is a {type(entry).__name__}, it must be a path or a PIL image")
-        yield read_image(entry), path or getattr(entry, "filename", None) or None
+        image, path = images[index], None
+        if isinstance(image, dict):
+            if "image" not in image:
+                raise ValueError(f"record {index} has no field 'image', it has only {', '.join(image)}")
+            image, path = image["image"], image.get("file_path")
+        if isinstance(image, (str, Path)):
+            path = str(image)
+        elif not isinstance(image, Image.Image):
+            raise ValueError(f"image {index} is of type {type(image).__name__}, it must be a path or a PIL image")
+        yield read_image(image), path or getattr(image, "filename", None) or None
 
 
 __all__ = ["TextToPersonRetrievalPipeline"]

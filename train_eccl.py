@@ -10,7 +10,7 @@ import platform
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 from eccl.utils.command_line import command, say
 from eccl.utils.shipped import find_recipe
@@ -137,8 +137,9 @@ def make_parser() -> HfArgumentParser:
     """Makes the parser of all options."""
     # One worker per core would starve the training process itself.
     cores, processes = os.cpu_count() or 1, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    dataclasses: Any = (DataArguments, ModelArguments, ECCLTrainingArguments)
     parser = HfArgumentParser(
-        [DataArguments, ModelArguments, ECCLTrainingArguments],
+        dataclasses,
         prog="train_eccl.py",
         usage="accelerate launch train_eccl.py [RECIPE] [--option value ...]",
         description="RECIPE is a YAML file, or the name of one of this package (eccl_rstpreid). Options override it.",
@@ -152,11 +153,12 @@ def make_parser() -> HfArgumentParser:
     # transformers has a --debug too, with a value (underflow_overflow); alone, it is this project's.
     debug = next(action for action in parser._actions if action.dest == "debug")
     debug.help = "after an error, show the traceback instead of one line (with a value: transformers' debug mode)"
-    parser.error = _refuse  # type: ignore[method-assign]  # argparse has no other hook for errors of one line
+    # argparse would print its usage, too, and exit by itself.
+    parser.error = _refuse  # type: ignore[method-assign]
     return parser
 
 
-def _refuse(message: str) -> None:
+def _refuse(message: str) -> NoReturn:
     raise ValueError(f"{message} (train_eccl.py --help lists the options)")
 
 
@@ -260,15 +262,17 @@ def build_model(arguments: ModelArguments, tune: str, train: datasets.Dataset) -
 def _build_from_backbone(arguments: ModelArguments, tune: str) -> tuple[ECCLModel, ECCLProcessor]:
     source = str(arguments.init_from)
     config = transformers.PreTrainedConfig.get_config_dict(source)[0]
-    image_size = arguments.image_size
-    if image_size is None:
-        image_size = config["vision_config"]["image_size"] if checkpoint_kind(source) == "eccl" else _IMAGE_SIZE
+    if arguments.image_size is not None:
+        height, width = arguments.image_size
+    elif checkpoint_kind(source) == "eccl":
+        height, width = config["vision_config"]["image_size"]
+    else:
+        height, width = _IMAGE_SIZE
     prompt_depth = arguments.prompt_depth
     if prompt_depth is None:
         layers = (config.get(name, {}).get("num_hidden_layers", 12) for name in ("text_config", "vision_config"))
         prompt_depth = min(_PROMPT_DEPTH, *layers)
     num_prompt_tokens = arguments.num_prompt_tokens if tune == "lora" else 0
-    height, width = image_size
     model = ECCLModel.from_clip(source, (height, width), num_prompt_tokens, prompt_depth)
     return model, ECCLProcessor.for_model(model.config, CLIPTokenizer.from_pretrained(source))
 
@@ -296,11 +300,12 @@ def main(arguments: list[str]) -> None:
         splits = load_splits(data, args.eval_split, args.eval_strategy != "no")
     model, processor = build_model(model_arguments, args.tune, splits.train)
     pairs = CaptionPairs(splits.train, processor, args.augment, args.seed)
-    if args.tune == "lora":
-        model = attach_lora(model, args.lora_rank, args.lora_alpha)
-    trainer = ECCLTrainer(model, args, train_dataset=pairs, eval_dataset=splits.evaluation, processing_class=processor)
+    trained_model = attach_lora(model, args.lora_rank, args.lora_alpha) if args.tune == "lora" else model
+    trainer = ECCLTrainer(
+        trained_model, args, train_dataset=pairs, eval_dataset=splits.evaluation, processing_class=processor
+    )
     if trainer.is_world_process_zero():
-        print_summary(data, splits, pairs, model)
+        print_summary(data, splits, pairs, trained_model)
     # On a command line, True means the last checkpoint in output_dir.
     resume = {"true": True, "false": None}.get(str(args.resume_from_checkpoint).lower(), args.resume_from_checkpoint)
     duration = trainer.train(resume_from_checkpoint=resume).metrics["train_runtime"]
@@ -310,12 +315,12 @@ def main(arguments: list[str]) -> None:
         facts = gather_facts(data, model_arguments, args, pairs, duration)
         if arguments and not arguments[0].startswith("-"):
             facts.settings = {"recipe": Path(arguments[0]).stem, **facts.settings}
-        if metrics is not None:
-            add_result(facts, data, args, splits, metrics)
+        if splits.evaluation is not None and metrics is not None:
+            add_result(facts, data, args, splits, splits.evaluation, metrics)
         save_result(whole_model, processor, Path(args.output_dir), model_arguments, facts)
         print(f"the model is in {args.output_dir}")
         if push:
-            print(f"published: {publish(args.output_dir, args.hub_model_id, bool(args.hub_private_repo))}")
+            print(f"published: {publish(args.output_dir, str(args.hub_model_id), bool(args.hub_private_repo))}")
     trainer.accelerator.end_training()
 
 
@@ -358,10 +363,15 @@ def gather_facts(
 
 
 def add_result(
-    facts: Facts, data: DataArguments, args: ECCLTrainingArguments, splits: Splits, metrics: dict[str, float]
+    facts: Facts,
+    data: DataArguments,
+    args: ECCLTrainingArguments,
+    splits: Splits,
+    evaluation: datasets.Dataset,
+    metrics: dict[str, float],
 ) -> None:
     """Adds the figures of the final evaluation, and how the epoch was selected, to the facts of a run."""
-    evaluation, eval_split = splits.evaluation, str(splits.eval_split)
+    eval_split = str(splits.eval_split)
     facts.results.append(
         Result(
             model=facts.name,
@@ -370,7 +380,7 @@ def add_result(
             split=eval_split,
             direction="text_to_image",
             reranked=False,
-            queries=sum(map(len, evaluation["captions"])),
+            queries=sum(len(captions) for captions in evaluation["captions"]),
             gallery=len(evaluation),
             metrics={metric: metrics[f"eval_{metric}"] for metric in METRICS},
             differs=published_differences(splits.builder.config.layout, eval_split, evaluation),

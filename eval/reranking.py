@@ -12,22 +12,26 @@ def rerank_blocks(
     weight: float = 0.5,
     block_size: int = 256,
 ) -> Iterator[torch.Tensor]:
-    """Similarities of texts and images, raised where a text's best images are an image's own neighbours.
+    """Yields similarities of texts and images that are raised if the text's best images are the image's neighbours.
 
-    `s_ij + weight * |T_i & N_j| / |T_i | N_j|`, `T_i` being the `num_neighbours` images most similar to text i, and
-    `N_j` those most similar to image j, itself included: their Jaccard index (re-ranking by visual neighbours, RVN, of
-    NAFS, arXiv 2101.03036, 2021). No matrix of queries x gallery or gallery x gallery is kept: memory grows with
-    `block_size` x gallery.
+    The new similarity is `s_ij + weight * |T_i & N_j| / |T_i | N_j|`. `T_i` holds the `num_neighbours` images that are
+    most similar to text i, `N_j` those that are most similar to image j, itself included. The fraction is the Jaccard
+    index of both sets. (RVN, re-ranking by visual neighbours, in NAFS, arXiv 2101.03036, 2021.)
+
+    No matrix of queries x gallery or gallery x gallery is kept: memory grows with `block_size` x gallery.
 
     Args:
         text_embeds: `(texts, dim)`, unit rows.
         image_embeds: `(images, dim)`, unit rows.
-        num_neighbours: at least 1; more than there are images means all of them.
-        weight: of the Jaccard index; 0 leaves the similarities as they are.
-        block_size: rows compared at a time.
+        num_neighbours: at least 1; if there are fewer images, all are used.
+        weight: factor on the Jaccard index; 0 leaves the similarities unchanged.
+        block_size: number of rows that are compared at a time.
 
     Yields:
         `(up to block_size, images)`, all texts in order.
+
+    Raises:
+        ValueError: `num_neighbours` is less than 1.
     """
     if num_neighbours < 1:
         raise ValueError(f"num_neighbours is {num_neighbours}, it must be at least 1")
@@ -36,7 +40,10 @@ def rerank_blocks(
     for rows in text_embeds.split(block_size):
         similarities = rows @ image_embeds.T
         is_best = torch.zeros_like(similarities).scatter_(1, similarities.topk(count).indices, 1.0)
-        shared = torch.zeros_like(similarities)
+        num_common = torch.zeros_like(similarities)
         for place in range(count):
-            shared += is_best[:, neighbours[:, place]]
-        yield similarities + weight * shared / (2 * count - shared)
+            num_common += is_best[:, neighbours[:, place]]
+        yield similarities + weight * num_common / (2 * count - num_common)
+
+
+__all__ = ["rerank_blocks"]

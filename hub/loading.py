@@ -13,17 +13,20 @@ from .adapter import load_adapter, merge_lora
 
 
 def load_model(name: str | PathLike[str], base: str | None = None) -> tuple[ECCLModel, ECCLProcessor]:
-    """Loads a model and its processor with this package's own classes: no code of the checkpoint runs.
+    """Loads a model and its processor with the classes of this package; no code from the checkpoint runs.
+
+    LoRA of an adapter is merged into the weights. A plain CLIP becomes a model without prompts that takes images of
+    384 x 128 pixels.
 
     Args:
-        name: local folder or Hub id of a merged model, an adapter, or a plain CLIP, which gets person-shaped images.
+        name: local folder or Hub id of a merged model, an adapter, or a plain CLIP.
         base: local folder or Hub id of the model that an adapter was trained on; by default the adapter names it.
 
     Returns:
         The model in float32 and evaluation mode, on the GPU if there is one, and its processor.
 
     Raises:
-        ValueError: the checkpoint is of another kind, or an adapter that names no base.
+        ValueError: the checkpoint is of another kind, or it is an adapter without a base.
         OSError: there is no such folder or Hub repository.
     """
     name = str(name)
@@ -39,7 +42,8 @@ def load_model(name: str | PathLike[str], base: str | None = None) -> tuple[ECCL
         model = ECCLModel.from_pretrained(name, dtype=torch.float32)
         processor = ECCLProcessor.from_pretrained(name)
     if torch.cuda.is_available():
-        model = model.cuda()
+        # mypy takes `cuda` for a plain function, because transformers decorates it.
+        model = model.cuda()  # type: ignore[call-arg]
     return model.eval(), processor
 
 

@@ -1,5 +1,6 @@
-"""The card of a checkpoint, made from facts: what it was made of, what was measured, what it is not for."""
+"""The card (README.md) of a checkpoint: base model, training, measured figures, intended use and limits."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -7,13 +8,16 @@ from huggingface_hub import EvalResult, ModelCardData
 
 METRICS = {"rank1": "Rank-1", "rank5": "Rank-5", "rank10": "Rank-10", "mAP": "mAP", "mINP": "mINP"}
 DIRECTIONS = {"text_to_image": "text to image", "image_to_text": "image to text"}
-_CELL = len("100.00")
+_CELL_WIDTH = len("100.00")
 _TASK = "text-to-image-person-retrieval"
-_LIMITS = """Finding people by description is surveillance technology. This is for research, and for searching
-collections whose people consented to it. It must not be used to identify, track, profile or make decisions about
-anyone, nor for policing, border control or the surveillance of workplaces and public places. It ranks by appearance in
-one picture: clothes, bags, hair. It errs often, for some groups of people more than for others, and repeats the biases
-of its data and of CLIP. A rank is not an identification."""
+_LIMITS = """Finding people by a description is surveillance technology. This model is for research, and for searching
+collections of images if the people in them have agreed to it. It must not be used to identify, track or profile anyone,
+or to make decisions about anyone. It must not be used for policing, for border control, or to watch workplaces or
+public places.
+
+The model ranks images by the appearance of a person in one picture: clothes, bags, hair. It makes many errors, and more
+of them for some groups of people than for others. It repeats the biases of its training data and of CLIP. A high rank
+does not identify anyone."""
 _USE = """```python
 from transformers import pipeline
 
@@ -22,7 +26,8 @@ search.index("photos/")
 search("a woman in a red coat with a black backpack", top_k=5)
 ```"""
 _LICENCE = (
-    "The weights are under the terms of the base model and of the training data; the code beside them is Apache-2.0."
+    "The terms of the base model and of the training data apply to the weights. The licence of the code in this "
+    "repository is Apache-2.0."
 )
 _CITATION = (
     "The method is ECCL, Efficient Cross-modal Semantic Correspondence Learning: <https://github.com/hhh10/ECCL>."
@@ -34,14 +39,14 @@ class Result:
     """The figures of a model on a split.
 
     Args:
-        model: as it was named.
-        dataset, data_dir, split: what it was scored on.
+        model: the name of the model, as the user gave it.
+        dataset, data_dir, split: the evaluated split.
         direction: `text_to_image` or `image_to_text`.
-        reranked: whether by visual neighbours.
-        queries, gallery: how many of each.
-        metrics: `rank1` and so on, in percent.
-        differs: how the split differs from the published one; empty where it does not, or nothing was published.
-        label: what stands in tables in place of the model.
+        reranked: whether the ranking was refined with visual neighbours.
+        queries, gallery: number of queries, and number of items in the gallery.
+        metrics: the figures in percent, by the names in `METRICS`.
+        differs: how the split differs from the published one; empty if it does not, or if no sizes were published.
+        label: a name for tables that replaces `model`.
     """
 
     model: str
@@ -58,14 +63,19 @@ class Result:
 
     @property
     def name(self) -> str:
+        """The name in tables."""
         name = self.label or self.model
         return f"{name} (re-ranked)" if self.reranked else name
 
 
-def format_table(rows: dict[str, dict[str, float | None]]) -> str:
-    """A Markdown table, a row a method, `-` for figures that are not there."""
+def format_table(rows: Mapping[str, Mapping[str, float | None]]) -> str:
+    """Makes a Markdown table with one row for each method; `-` replaces a missing figure.
+
+    Args:
+        rows: for each method its figures, by the names in `METRICS`.
+    """
     width = max(len("method"), *map(len, rows))
-    widths = [max(_CELL, len(title)) for title in METRICS.values()]
+    widths = [max(_CELL_WIDTH, len(title)) for title in METRICS.values()]
     titles = [title.ljust(size) for title, size in zip(METRICS.values(), widths, strict=True)]
     lines = [
         f"| {'method'.ljust(width)} | {' | '.join(titles)} |",
@@ -73,15 +83,15 @@ def format_table(rows: dict[str, dict[str, float | None]]) -> str:
     ]
     for name, figures in rows.items():
         cells = []
-        for metric, title in METRICS.items():
+        for metric, size in zip(METRICS, widths, strict=True):
             value = figures.get(metric)
-            cells.append(("-" if value is None else f"{value:.2f}").rjust(max(_CELL, len(title))))
+            cells.append(("-" if value is None else f"{value:.2f}").rjust(size))
         lines.append(f"| {name.ljust(width)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def to_eval_results(results: list[Result]) -> list[EvalResult]:
-    """The entries of a model card for what was measured, a metric each."""
+def to_eval_results(results: Sequence[Result]) -> list[EvalResult]:
+    """Makes the entries of a model card's `model-index`, one for each result and metric."""
     return [
         EvalResult(
             task_type=_TASK,
@@ -100,18 +110,18 @@ def to_eval_results(results: list[Result]) -> list[EvalResult]:
 
 @dataclass
 class Facts:
-    """What is known of a checkpoint.
+    """The facts about a checkpoint that its card reports.
 
     Args:
-        name: its own.
-        base: what it was made from.
-        method: a sentence.
-        dataset: what it was trained on, and how much of it; `None` where it was not trained here.
-        settings: of the training, by the names of the arguments.
-        duration: of the training, in seconds.
-        hardware: what it ran on, in words.
-        results: what was measured on it, with this code.
-        selection: how the checkpoint was chosen among the epochs, in a sentence.
+        name: the name of the checkpoint.
+        base: Hub id or folder of the model that the training started from; `None` if the weights started randomly.
+        method: a paragraph that says how the checkpoint was made.
+        dataset: the training set and its sizes; `None` if the checkpoint was not trained by this program.
+        settings: settings of the training, by their names.
+        duration: duration of the training in seconds.
+        hardware: hardware and software of the training.
+        results: figures that this program measured for the checkpoint.
+        selection: how the checkpoint was selected among the epochs.
     """
 
     name: str
@@ -125,53 +135,71 @@ class Facts:
     selection: str | None = None
 
 
-def make_model_card(facts: Facts, published: dict[str, dict[str, dict[str, float | None]]] | None = None) -> str:
-    """Makes the text of a checkpoint's README.md: metadata with the measured figures as `model-index`, then sections.
+def make_model_card(
+    facts: Facts, published: Mapping[str, Mapping[str, Mapping[str, float | None]]] | None = None
+) -> str:
+    """Makes the text of a checkpoint's README.md: metadata, with the measured figures as `model-index`, and sections.
 
-    A section for which there are no facts is left out.
+    A section without facts is omitted.
 
     Args:
-        facts: of the checkpoint.
-        published: for each benchmark the figures that the authors of other methods printed, by name of the table row.
+        facts: the facts about the checkpoint.
+        published: for each benchmark, the figures that the authors of other methods published, by the name of the row.
     """
-    published = published or {}
-    local = facts.base is not None and Path(facts.base).exists()
-    base = Path(facts.base).resolve().name if local else facts.base
+    base, base_on_hub = facts.base, facts.base
+    if facts.base is not None and Path(facts.base).exists():
+        # The Hub makes a link from this field, and a local folder cannot be linked.
+        base, base_on_hub = Path(facts.base).resolve().name, None
     data = ModelCardData(
         library_name="transformers",
         pipeline_tag="zero-shot-image-classification",
         language="en",
-        # The weights are under the terms of what they were made from.
+        # The terms of the base model and of the training data apply to the weights.
         license="other",
         license_name="terms-of-base-model-and-data",
-        # The Hub links it: a folder of someone's disk is no name there.
-        base_model=None if local else base,
+        base_model=base_on_hub,
         tags=["eccl", "person-retrieval", "text-to-image-retrieval"],
         model_name=facts.name if facts.results else None,
         eval_results=to_eval_results(facts.results) or None,
     )
     sections = [f"---\n{data.to_yaml()}\n---", f"# {facts.name}", facts.method, "## Use", _USE.format(name=facts.name)]
     if facts.dataset:
-        lines = [f"- Data: {facts.dataset}", f"- Started from: {base or 'random weights'}"]
-        lines += [f"- Chosen: {facts.selection}"] if facts.selection else []
-        lines += [f"- Took: {facts.duration / 60:.1f} minutes"] if facts.duration is not None else []
-        lines += [f"- On: {facts.hardware}"] if facts.hardware else []
-        lines += [f"- {name}: {value}" for name, value in facts.settings.items()]
-        sections += ["## Training", "\n".join(lines)]
+        sections += ["## Training", _describe_training(facts, base)]
     for result in facts.results:
-        rows = {f"{facts.name}, measured": dict(result.metrics)}
-        theirs = published.get(result.dataset, {}) if result.split == "test" else {}
-        counts = f"{result.queries:,} queries, {result.gallery:,} in the gallery; percent."
-        text = [f"On {result.dataset}, split {result.split}: {counts}"]
-        if theirs:
-            text.append("Rows marked so are figures that the methods' authors published, not measured here.")
-        if theirs and result.differs:
-            differences = "; ".join(result.differs)
-            text.append(f"This is not the published data set, so they do not compare: {differences}.")
-        sections += ["## Results", " ".join(text), format_table(rows | theirs)]
-    sections += ["## What it is for, and what not", _LIMITS]
+        figures = (published or {}).get(result.dataset, {}) if result.split == "test" else {}
+        sections += ["## Results", _describe_result(result, f"{facts.name}, measured", figures)]
+    sections += ["## Intended use and limits", _LIMITS]
     sections += ["## Licence", _LICENCE, "## Citation", _CITATION]
     return "\n\n".join(sections) + "\n"
+
+
+def _describe_training(facts: Facts, base: str | None) -> str:
+    """Makes the list of the training's facts; `base` is the name of the model that it started from."""
+    lines = [f"- Data: {facts.dataset}", f"- Started from: {base or 'random weights'}"]
+    if facts.selection:
+        lines.append(f"- Chosen: {facts.selection}")
+    if facts.duration is not None:
+        lines.append(f"- Duration: {facts.duration / 60:.1f} minutes")
+    if facts.hardware:
+        lines.append(f"- Hardware and software: {facts.hardware}")
+    lines += [f"- {name}: {value}" for name, value in facts.settings.items()]
+    return "\n".join(lines)
+
+
+def _describe_result(result: Result, name: str, published: Mapping[str, Mapping[str, float | None]]) -> str:
+    """Makes a paragraph about the measurement, and the table with the measured and the published figures."""
+    sentences = [
+        f"On {result.dataset}, split {result.split}: {result.queries:,} queries, {result.gallery:,} in the gallery. "
+        "All figures are in percent."
+    ]
+    if published:
+        sentences.append(
+            "The figures in rows marked (published) are from the authors of the methods; they were not measured here."
+        )
+    if published and result.differs:
+        differences = "; ".join(result.differs)
+        sentences.append(f"This is not the published data set, so they do not compare: {differences}.")
+    return " ".join(sentences) + "\n\n" + format_table({name: result.metrics, **published})
 
 
 __all__ = ["DIRECTIONS", "METRICS", "Facts", "Result", "format_table", "make_model_card", "to_eval_results"]

@@ -1,31 +1,28 @@
-"""Publishes a folder on the Hub: a model, an adapter, a data set or the metric, with all that lies in it.
+"""Uploads a folder to the Hub: a model, an adapter, a data set, or the metric.
 
 python -m eccl.hub.publish runs/rstpreid me/eccl-rstpreid
 """
 
-import argparse
 import json
-import sys
 from pathlib import Path
+from typing import Any, Literal
 
-from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError
+from ..utils.command_line import CommandParser, command, say
 
-# The HTTP library's own, of connections that fail; the Hub's client does not say which library it uses.
-_TransportError = HfHubHTTPError.__bases__[0]
-# What a run leaves beside the result.
+# A training run writes these files next to its result.
 _NOT_PUBLISHED = ["checkpoint-*", "checkpoint-*/**", "runs/**", "**/__pycache__/**"]
 
 
-def kind_of(folder: Path) -> str:
-    """`model`, `dataset` or `space` (where metrics live), by what is in the folder.
+def kind_of(folder: Path) -> Literal["model", "dataset", "space"]:
+    """Tells by the files in a folder which kind of Hub repository it becomes; a metric becomes a space.
 
     Raises:
-        ValueError: it is none of them, or is incomplete; what is missing is named.
+        ValueError: the folder is none of them, or files are missing; the message names them.
     """
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder")
     files = {path.name for path in folder.iterdir()}
+    kind: Literal["model", "dataset", "space"]
     if "adapter_config.json" in files:
         needed, kind = {"adapter_model.safetensors", "config.json"}, "model"
     elif "config.json" in files:
@@ -36,49 +33,63 @@ def kind_of(folder: Path) -> str:
         needed, kind = {"README.md"}, "space"
     else:
         raise ValueError(
-            f"{folder} holds no model (config.json), adapter (adapter_config.json), data set (data/ and README.md) nor "
-            f"metric ({folder.resolve().name}.py)"
+            f"{folder} cannot be published: it must be a model (with config.json), an adapter (adapter_config.json), "
+            f"a data set (data/ and README.md), or a metric ({folder.resolve().name}.py)"
         )
     missing = sorted(needed - files)
     if missing:
-        raise ValueError(f"{folder} is incomplete: {', '.join(missing)} is missing")
+        raise ValueError(f"{folder} is incomplete, these files are missing: {', '.join(missing)}")
     return kind
 
 
 def _files_of_model(folder: Path) -> set[str]:
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    """Returns the names of the files that a model needs: its weights, and the code that `config.json` refers to."""
+    config = _read_json(folder / "config.json")
     code = {f"{reference.split('.')[0]}.py" for reference in config.get("auto_map", {}).values()}
     code |= {f"{task['impl'].split('.')[0]}.py" for task in config.get("custom_pipelines", {}).values()}
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        return code | set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        return code | set(_read_json(index)["weight_map"].values())
     return code | {"model.safetensors"}
 
 
-def publish(folder: str | Path, name: str, private: bool = False, message: str | None = None) -> str:
-    """Creates the repository if it is not there, and uploads the folder in one commit.
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is not valid JSON: {error}") from error
 
-    The folder is only read: a push that breaks can be repeated, and sends again only what did not arrive.
+
+def publish(folder: str | Path, name: str, private: bool = False, message: str | None = None) -> str:
+    """Creates the repository if it does not exist, and uploads the folder in one commit.
+
+    The folder is not changed. A failed upload can be repeated; it sends only the files that have not arrived.
 
     Args:
-        folder: see [`kind_of`].
-        name: `USER/NAME`, or `NAME` of one's own.
-        private: of a new repository.
-        message: of the commit.
+        folder: a model, an adapter, a data set or a metric; see [`kind_of`].
+        name: `USER/NAME`, or `NAME` for a repository of the user who is logged in.
+        private: makes a new repository private; an existing one stays as it is.
+        message: the commit message.
 
     Returns:
-        The full name.
+        The full name of the repository.
 
     Raises:
-        ValueError: the folder is not what can be published.
-        RuntimeError: the server refused, or is not there; the reason in one line.
+        ValueError: the folder or the name cannot be published.
+        ConnectionError: the server refused or cannot be reached; the message gives the reason in one line.
     """
     folder = Path(folder)
     kind = kind_of(folder)
+    # Imported here, so that --help and a wrong folder answer at once.
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    # The base class of all errors of the HTTP library. huggingface_hub does not export it, and has changed the library.
+    transport_error: type[Exception] = HfHubHTTPError.__bases__[0]
     api = HfApi()
     try:
-        extra = {"space_sdk": "static"} if kind == "space" else {}
-        name = api.create_repo(name, repo_type=kind, private=private, exist_ok=True, **extra).repo_id
+        space_sdk = "static" if kind == "space" else None
+        name = api.create_repo(name, repo_type=kind, private=private, exist_ok=True, space_sdk=space_sdk).repo_id
         api.upload_folder(
             repo_id=name,
             repo_type=kind,
@@ -86,23 +97,32 @@ def publish(folder: str | Path, name: str, private: bool = False, message: str |
             commit_message=message or f"Upload of a {kind}",
             ignore_patterns=_NOT_PUBLISHED,
         )
-    except (HfHubHTTPError, _TransportError, ConnectionError) as error:
-        reason = getattr(error, "server_message", None) or str(error).strip().splitlines()[-1]
-        raise RuntimeError(f"{name} could not be published: {reason}") from error
+    except (HfHubHTTPError, transport_error, ConnectionError) as error:
+        # Some errors of the HTTP library have no message.
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        reason = getattr(error, "server_message", None) or lines[-1]
+        raise ConnectionError(f"{name} could not be published: {reason}") from error
     return name
 
 
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m eccl.hub.publish", description=__doc__.partition("\n")[0])
-    parser.add_argument("folder", help="a model, an adapter, an exported data set, or the metric's folder")
-    parser.add_argument("name", help="USER/NAME on the Hub")
-    parser.add_argument("--private", action="store_true", help="if the repository is new, only its owner sees it")
-    options = parser.parse_args(arguments)
-    try:
-        name = publish(options.folder, options.name, options.private)
-    except (ValueError, RuntimeError) as error:
-        sys.exit(f"error: {error}")
-    print(f"published: {name}")
+def make_parser() -> CommandParser:
+    parser = CommandParser("python -m eccl.hub.publish", __doc__)
+    parser.add_argument("folder", help="folder to upload: a model, an adapter, an exported data set, or the metric")
+    parser.add_argument("name", help="name of the repository on the Hub: USER/NAME")
+    parser.add_argument(
+        "--private",
+        action="store_true",
+        help="make a new repository private; an existing repository keeps its visibility",
+    )
+    return parser
+
+
+@command
+def main(arguments: list[str]) -> None:
+    options = make_parser().parse_args(arguments)
+    kind_of(Path(options.folder))
+    say(f"uploading {options.folder}")
+    print(f"published: {publish(options.folder, options.name, options.private)}")
 
 
 if __name__ == "__main__":

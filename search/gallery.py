@@ -6,6 +6,7 @@ python -m eccl.search.gallery --model DIR --images FOLDER --query "a woman in a 
 from pathlib import Path
 
 from ..utils.command_line import CommandParser, add_shared_option, command, say
+from ..utils.files import complete_file, require_picture_path
 
 
 def make_parser() -> CommandParser:
@@ -13,7 +14,7 @@ def make_parser() -> CommandParser:
     add_shared_option(parser, "model")
     parser.add_argument("--images", required=True, help="folder with images, searched with all its subfolders")
     parser.add_argument("--query", required=True, help="sentence that describes a person")
-    parser.add_argument("--top_k", type=int, default=10, help="number of images to find")
+    parser.add_argument("--top_k", type=int, default=10, help="number of images to show")
     add_shared_option(parser, "batch_size")
     add_shared_option(parser, "output")
     return parser
@@ -22,6 +23,13 @@ def make_parser() -> CommandParser:
 @command
 def main(arguments: list[str]) -> None:
     options = make_parser().parse_args(arguments)
+    output = Path(options.output) if options.output else None
+    if output:
+        require_picture_path(output)
+    if not options.query.strip():
+        raise ValueError("--query is empty: it must be a sentence")
+    if options.top_k < 1:
+        raise ValueError(f"--top_k is {options.top_k}, it must be at least 1")
     say(f"loading {options.model}")
     # Imported here, so that --help and a mistake in the arguments answer at once.
     from ..hub.loading import load_model
@@ -29,18 +37,19 @@ def main(arguments: list[str]) -> None:
     from ..processing_eccl import list_images
     from ..utils.sheets import draw_ranked_images
 
-    if not options.query.strip():
-        raise ValueError("--query is empty: it must be a sentence")
     paths = list_images(options.images)
     model, processor = load_model(options.model)
     search = TextToPersonRetrievalPipeline(model=model, processor=processor, device=model.device)
-    found = search.index(paths, batch_size=options.batch_size)(options.query, top_k=options.top_k)
+    search.index(paths, batch_size=options.batch_size)
+    # A list of sentences gives a list of results for each.
+    (found,) = search([options.query], top_k=options.top_k)
     print(f'"{options.query}" among {len(paths)} images:')
     for rank, match in enumerate(found, start=1):
         print(f"{rank:3}  {match['score']:.3f}  {match['path']}")
-    if options.output:
-        draw_ranked_images([(options.query, [(Path(match["path"]), None) for match in found])]).save(options.output)
-        print(f"picture: {options.output}")
+    if output:
+        with complete_file(output) as unfinished:
+            draw_ranked_images([(options.query, [(Path(match["path"]), None) for match in found])]).save(unfinished)
+        print(f"picture: {output}")
 
 
 if __name__ == "__main__":

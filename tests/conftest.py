@@ -1,7 +1,7 @@
 import json
 import os
 
-# Before anything of the Hugging Face libraries is imported.
+# The Hugging Face libraries read these variables when they are imported.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
@@ -15,7 +15,7 @@ from helpers import make_backbone, make_benchmark, tiny_config
 
 @pytest.fixture(autouse=True, scope="session")
 def _private_caches(tmp_path_factory):
-    """Nothing of a test ends in, or comes from, the user's caches."""
+    """Keeps the tests away from the user's caches: they neither read nor write them."""
     import datasets
 
     datasets.config.HF_DATASETS_CACHE = str(tmp_path_factory.mktemp("datasets"))
@@ -39,7 +39,11 @@ def tiny_batch() -> dict[str, torch.Tensor]:
 
 @pytest.fixture
 def make_raw(tmp_path):
-    """Writes a CUHK-like folder of three persons with PNG and JPEG files of odd sizes; returns it with its records."""
+    """Writes a folder in the layout of CUHK-PEDES, with PNG and JPEG files of unusual sizes.
+
+    It holds six images of five persons: three in the training set, one each in the validation and the test set. Returns
+    the folder and its records.
+    """
 
     def make(name: str = "CUHK-PEDES", annotation: str = "reid_raw.json", path_key: str = "file_path"):
         root = tmp_path / name

@@ -16,19 +16,19 @@ def rows():
 
 
 @pytest.mark.parametrize("check", fidelity.CHECKS, ids=lambda check: check.__name__)
-def test_it_agrees_with_the_published_code(check, rows):
+def test_all_quantities_agree_with_the_published_code(check, rows):
     assert rows[check]
     assert [row for row in rows[check] if not row.difference <= row.tolerance] == []
 
 
 def is_reference(name):
-    """Whether a tensor of the goldens is a result, not an input."""
+    """Whether a tensor of the goldens is a result; the others are inputs."""
     results = ("grad0.", "loss_log", "lr_log", "memory_", "clip_init.", "irra_init.", "trained.")
     return name.startswith(results) or name.endswith((".loss", ".rows_after")) or ".grad_" in name
 
 
-def test_a_disagreement_is_seen(tmp_path):
-    """Each reference moved by a thousandth must put its row outside."""
+def test_a_small_difference_is_noticed(tmp_path):
+    """If a reference changes by a thousandth, its row must be outside the tolerance."""
     folder = tmp_path / "goldens"
     shutil.copytree(GOLDENS, folder)
     for name in ("train", "losses"):
@@ -46,16 +46,18 @@ def test_a_disagreement_is_seen(tmp_path):
     moved = fidelity.Goldens(folder)
     for check in fidelity.CHECKS:
         for row in check(moved):
-            # These compare with no reference of the folder, or with a zero.
-            same = row.quantity in ("weights without LoRA", "gradients of step 0, LoRA A") or "pixels" in row.quantity
-            assert same or row.difference > row.tolerance, row
+            # These rows compare with zero, or not with a reference in the folder.
+            unchanged = (
+                row.quantity in ("weights without LoRA", "gradients of step 0, LoRA A") or "pixels" in row.quantity
+            )
+            assert unchanged or row.difference > row.tolerance, row
 
 
-def test_nan_is_a_difference():
+def test_nan_is_an_infinite_difference():
     assert fidelity.relative_difference(torch.tensor([1.0, float("nan")]), torch.ones(2)) == float("inf")
 
 
-def test_the_documented_table_has_the_rows_that_are_printed(rows):
+def test_the_table_in_the_docs_has_the_printed_rows(rows):
     table = (ROOT / "docs" / "fidelity.md").read_text().splitlines()
     documented = [tuple(cell.strip() for cell in line.split("|")[1:3]) for line in table if line.startswith("| ")]
     printed = [(row.quantity, row.compared_on) for check in fidelity.CHECKS for row in rows[check]]

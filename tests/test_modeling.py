@@ -1,8 +1,10 @@
+import json
+
 import pytest
 import torch
-from transformers import CLIPConfig, CLIPModel
+from transformers import CLIPConfig, CLIPModel, CLIPTextModel
 
-from eccl.configuration_eccl import ECCLConfig
+from eccl.configuration_eccl import ECCLConfig, checkpoint_kind
 from eccl.hub.adapter import attach_lora, count_parameters
 from eccl.modeling_eccl import ECCLModel, resize_position_grid
 from helpers import tiny_config
@@ -34,7 +36,7 @@ def small_clip():
     return CLIPModel(config).eval()
 
 
-def test_without_prompts_on_a_square_it_is_transformers_clip(small_clip, tiny_batch):
+def test_without_prompts_and_with_square_images_the_model_is_clip(small_clip, tiny_batch):
     model = ECCLModel.from_clip(small_clip, image_size=(32, 32), num_prompt_tokens=0)
     pixels = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
@@ -47,24 +49,24 @@ def test_without_prompts_on_a_square_it_is_transformers_clip(small_clip, tiny_ba
         )
 
 
-def test_from_clip_resizes_the_grid_bilinearly_and_copies_the_rest(small_clip):
+def test_from_clip_resizes_the_position_grid_bilinearly_and_copies_the_other_weights(small_clip):
     model = ECCLModel.from_clip(small_clip, image_size=(48, 16), num_prompt_tokens=2, prompt_depth=2)
     positions = small_clip.vision_model.embeddings.position_embedding.weight
     ours = model.vision_model.embeddings.position_embedding.weight
     torch.testing.assert_close(ours[0], positions[0])
-    # Bilinear with align_corners=False from 4 columns to 2 takes the mean of each pair.
+    # From 4 columns to 2, bilinear interpolation with align_corners=False gives the mean of each pair.
     row = positions[1:].reshape(4, 4, -1).reshape(4, 2, 2, -1).mean(2)
-    # ... and from 4 rows to 6 samples at (i + 0.5) * 4 / 6 - 0.5.
+    # From 4 rows to 6, it takes samples at (i + 0.5) * 4 / 6 - 0.5.
     for index in range(6):
         at = min(max((index + 0.5) * 4 / 6 - 0.5, 0), 3)
-        low, share = int(at), at - int(at)
-        expected = row[low] * (1 - share) + row[min(low + 1, 3)] * share
+        low, weight = int(at), at - int(at)
+        expected = row[low] * (1 - weight) + row[min(low + 1, 3)] * weight
         torch.testing.assert_close(ours[1:].reshape(6, 2, -1)[index], expected)
     assert model.prompt_learner.text_prompts.shape == (2, 2, 32)
     torch.testing.assert_close(model.text_projection.weight, small_clip.text_projection.weight)
 
 
-def test_from_clip_mends_the_legacy_end_token(small_clip):
+def test_from_clip_corrects_the_legacy_end_token(small_clip):
     legacy = CLIPModel(small_clip.config)
     legacy.config.text_config.eos_token_id = 2
     try:
@@ -74,7 +76,7 @@ def test_from_clip_mends_the_legacy_end_token(small_clip):
     assert model.config.text_config.eos_token_id == 59
 
 
-def test_from_clip_takes_a_plain_eccl_model_and_refuses_one_with_prompts(tiny_model):
+def test_from_clip_accepts_an_eccl_model_without_prompts_and_refuses_one_with_prompts(tiny_model):
     plain = ECCLModel(tiny_config(num_prompt_tokens=0)).eval()
     model = ECCLModel.from_clip(plain, image_size=(32, 16), num_prompt_tokens=3, prompt_depth=1)
     pixels = torch.randn(2, 3, 32, 16)
@@ -83,7 +85,7 @@ def test_from_clip_takes_a_plain_eccl_model_and_refuses_one_with_prompts(tiny_mo
         ECCLModel.from_clip(tiny_model, image_size=(32, 16))
 
 
-def test_padding_attention_mask_and_batch_order_do_not_matter(tiny_model, tiny_batch):
+def test_padding_attention_mask_and_batch_order_change_no_feature(tiny_model, tiny_batch):
     input_ids = tiny_batch["input_ids"]
     features = tiny_model.get_text_features(input_ids)
     padded = torch.cat([input_ids, torch.zeros(3, 40, dtype=torch.long)], dim=1)
@@ -93,13 +95,13 @@ def test_padding_attention_mask_and_batch_order_do_not_matter(tiny_model, tiny_b
     torch.testing.assert_close(tiny_model.get_text_features(input_ids[:1, :6]), features[:1])
 
 
-def test_features_before_pooling_are_those_that_are_pooled(tiny_model, tiny_batch):
+def test_pooling_takes_the_end_token_and_patches_get_the_same_projection(tiny_model, tiny_batch):
     input_ids, pixels = tiny_batch["input_ids"], tiny_batch["pixel_values"]
     tokens, patches = tiny_model.get_token_features(input_ids), tiny_model.get_patch_features(pixels)
     assert tokens.shape == (3, 12, 24) and patches.shape == (3, 4, 2, 24)
     at_end = tokens[torch.arange(3), torch.tensor([5, 11, 8])]
     torch.testing.assert_close(at_end, tiny_model.get_text_features(input_ids))
-    # The last layer's patches, under the layer norm and the projection that pool the class token.
+    # The expected value: the patches of the last layer, with the layer norm and the projection of the class token.
     seen = []
     hook = tiny_model.vision_model.encoder.layers[-1].register_forward_hook(lambda *call: seen.append(call[-1]))
     tiny_model.get_image_features(pixels)
@@ -109,7 +111,7 @@ def test_features_before_pooling_are_those_that_are_pooled(tiny_model, tiny_batc
     torch.testing.assert_close(patches.flatten(1, 2), expected)
 
 
-def test_logits_are_scaled_cosines_and_absent_inputs_give_none(tiny_model, tiny_batch):
+def test_logits_are_scaled_cosines_and_missing_inputs_give_none(tiny_model, tiny_batch):
     output = tiny_model(**tiny_batch)
     for text in range(3):
         for image in range(3):
@@ -123,7 +125,7 @@ def test_logits_are_scaled_cosines_and_absent_inputs_give_none(tiny_model, tiny_
         tiny_model()
 
 
-def test_a_caption_without_end_or_with_a_late_end_is_refused(tiny_model):
+def test_a_caption_without_end_token_or_with_a_late_one_is_refused(tiny_model):
     input_ids = torch.full((2, 80), 5)
     input_ids[0, 3] = 59
     with pytest.raises(ValueError, match=r"row 1 .* first 74 tokens"):
@@ -154,14 +156,14 @@ def test_gradient_checkpointing_changes_no_gradient(tiny_model, tiny_batch):
         torch.testing.assert_close(gradient, plain[name])
 
 
-def test_saved_and_loaded_it_is_the_same(tiny_model, tiny_batch, tmp_path):
+def test_a_saved_and_loaded_model_gives_the_same_logits(tiny_model, tiny_batch, tmp_path):
     tiny_model.save_pretrained(tmp_path)
     loaded = ECCLModel.from_pretrained(tmp_path)
     torch.testing.assert_close(loaded(**tiny_batch).logits_per_text, tiny_model(**tiny_batch).logits_per_text)
 
 
-def test_it_starts_as_clip_starts(small_clip):
-    """The general initialisation of transformers is 50 times too wide for CLIP's layers and stops training."""
+def test_the_initialisation_is_that_of_clip(small_clip):
+    """With the general initialisation of transformers, the weights of CLIP's layers are 50 times too large to train."""
     torch.manual_seed(5)
     config = ECCLConfig(
         text_config=small_clip.config.text_config.to_dict(), vision_config=small_clip.config.vision_config.to_dict(),
@@ -173,7 +175,7 @@ def test_it_starts_as_clip_starts(small_clip):
             assert ours[name].std().item() == pytest.approx(reference.std().item(), rel=0.1), name
 
 
-def test_prompt_maps_past_the_first_start_as_copies():
+def test_all_prompt_maps_but_the_first_start_equal():
     layers = {"num_hidden_layers": 4}
     shallow = tiny_config().to_dict()
     config = tiny_config(
@@ -185,11 +187,11 @@ def test_prompt_maps_past_the_first_start_as_copies():
     assert learner.text_prompts.std().item() == pytest.approx(0.02, rel=0.2)
 
 
-def test_trainable_share_of_vit_b16_is_the_published_one():
+def test_the_number_of_trained_parameters_is_the_published_one():
     with torch.device("meta"):
         model = attach_lora(ECCLModel(ECCLConfig()), rank=4, alpha=4)
     trainable, total = count_parameters(model)
-    # Prompts 12 * 4 * 512, maps 12 * (512 * 768 + 768), LoRA 4 * (in + out) of six matrices in 24 layers.
+    # Prompts: 12 * 4 * 512. Maps: 12 * (512 * 768 + 768). LoRA: 4 * (in + out) for six matrices in each of 24 layers.
     prompts = 12 * 4 * 512 + 12 * (512 * 768 + 768)
     lora = sum(12 * 4 * (4 * 2 * width + 2 * 5 * width) for width in (512, 768))
     assert trainable == prompts + lora == 5_858_304  # 5.86 M
@@ -204,9 +206,12 @@ def test_trainable_share_of_vit_b16_is_the_published_one():
         ({"num_prompt_tokens": 75}, r"num_prompt_tokens is 75.*\(77\)"),
         ({"num_prompt_tokens": -1}, "num_prompt_tokens is -1"),
         ({"vision_config": {"image_size": [30, 16], "patch_size": 8}}, r"\[30, 16\].*\(8\)"),
+        ({"vision_config": {"image_size": [32, 16, 8], "patch_size": 8}}, r"\[32, 16, 8\].*\[height, width\]"),
+        ({"vision_config": {"image_size": None, "patch_size": 8}}, r"image_size is None.*\[height, width\]"),
+        ({"vision_config": {"image_size": [32, 16], "patch_size": [8, 8]}}, r"patch_size is \[8, 8\].*one number"),
     ],
 )
-def test_shapes_that_do_not_fit_are_refused_with_both_numbers(changes, message):
+def test_sizes_that_do_not_fit_are_refused_with_both_numbers(changes, message):
     with pytest.raises(Exception, match=message):
         tiny_config(**changes)
 
@@ -216,7 +221,7 @@ def test_position_grid_of_another_size_is_refused():
         resize_position_grid(torch.zeros(10, 3), (2, 4), (4, 4))
 
 
-# -- What users of transformers expect of a model
+# -- Functions that every model of transformers offers
 
 
 @pytest.mark.parametrize("return_dict", [True, False])
@@ -231,7 +236,7 @@ def test_hidden_states_and_attentions_are_given_on_request(tiny_model, tiny_batc
         return
     assert plain.text_model_output is None
     torch.testing.assert_close(output.logits_per_text, plain.logits_per_text)
-    # 12 tokens and 3 prompts; 1 class token, 8 patches and 3 prompts.
+    # Text: 12 tokens and 3 prompts. Image: 1 class token, 8 patches and 3 prompts.
     for record, tokens, width, heads in (
         (output.text_model_output, 15, 32, 2),
         (output.vision_model_output, 12, 48, 3),
@@ -243,13 +248,13 @@ def test_hidden_states_and_attentions_are_given_on_request(tiny_model, tiny_batc
     last = output.vision_model_output.hidden_states[-1][:, 0]
     expected = tiny_model.visual_projection(tiny_model.vision_model.post_layernorm(last))
     torch.testing.assert_close(expected, output.image_embeds)
-    # Of texts, no token attends to a later one.
+    # In a text, no token attends to a later one.
     assert not output.text_model_output.attentions[0].triu(1).any()
-    # Nothing stays behind on the layers.
+    # No hook is left on the layers.
     assert not tiny_model.text_model.encoder.layers[0]._forward_hooks
 
 
-def test_attentions_are_refused_where_none_are_computed(tiny_model, tiny_batch):
+def test_attentions_are_refused_if_the_implementation_does_not_compute_them(tiny_model, tiny_batch):
     tiny_model.set_attn_implementation("sdpa")
     with pytest.raises(ValueError, match=r"needs attn_implementation 'eager', the model has 'sdpa'"):
         tiny_model(**tiny_batch, output_attentions=True)
@@ -273,6 +278,8 @@ def test_both_encoders_compile_without_a_graph_break(tiny_model, tiny_batch, att
 
 
 class Encoder(torch.nn.Module):
+    """One encoder of a model as a module, for `torch.export`."""
+
     def __init__(self, model, method):
         super().__init__()
         self.model, self.method = model, method
@@ -293,7 +300,7 @@ def test_each_encoder_exports_for_any_batch(tiny_model, tiny_batch, method, name
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_follows_full(tiny_model, tiny_batch, dtype):
+def test_half_precision_is_close_to_full_precision(tiny_model, tiny_batch, dtype):
     full = tiny_model(**tiny_batch)
     half = tiny_model.to(dtype)(**tiny_batch)
     assert half.text_embeds.dtype == half.logits_per_text.dtype == dtype
@@ -302,18 +309,17 @@ def test_half_precision_follows_full(tiny_model, tiny_batch, dtype):
         assert (half[name].float() - reference).abs().max() / reference.abs().max() < 0.03
 
 
-def test_a_model_in_shards_is_the_same(tiny_model, tiny_batch, tmp_path):
+def test_a_model_saved_in_shards_gives_the_same_logits(tiny_model, tiny_batch, tmp_path):
     tiny_model.save_pretrained(tmp_path, max_shard_size="50KB")
     assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
     loaded = ECCLModel.from_pretrained(tmp_path)
     torch.testing.assert_close(loaded(**tiny_batch).logits_per_text, tiny_model(**tiny_batch).logits_per_text)
 
 
-def test_gradients_reach_everything(tiny_model, tiny_batch):
+def test_gradients_reach_every_parameter(tiny_model, tiny_batch):
     tiny_model.train()
     tiny_model(**tiny_batch).logits_per_text.diagonal().sum().backward()
-    without = {name for name, parameter in tiny_model.named_parameters() if parameter.grad is None}
-    assert without == set()
+    assert [name for name, parameter in tiny_model.named_parameters() if parameter.grad is None] == []
 
 
 def test_the_configuration_survives_a_round_trip(tmp_path):
@@ -321,3 +327,52 @@ def test_the_configuration_survives_a_round_trip(tmp_path):
     config.save_pretrained(tmp_path)
     loaded = ECCLConfig.from_pretrained(tmp_path)
     assert loaded.to_dict() == config.to_dict() and loaded.grid_size == (4, 2) and loaded.max_text_length == 74
+
+
+def test_one_number_is_a_square_image_size():
+    config = tiny_config(vision_config=tiny_config().vision_config.to_dict() | {"image_size": 32})
+    assert config.vision_config.image_size == [32, 32] and config.input_size == (32, 32)
+    assert config.patch_side == 8 and config.grid_size == (4, 4)
+    assert config.encoder_configs == (config.text_config, config.vision_config)
+    assert not {"input_size", "patch_side", "encoder_configs"} & config.to_dict().keys()
+
+
+def test_hidden_states_and_attentions_are_refused_in_chunks(tiny_model, tiny_batch):
+    with pytest.raises(ValueError, match=r"embed_chunk_size is 2, .*: leave embed_chunk_size out"):
+        tiny_model(**tiny_batch, output_hidden_states=True, embed_chunk_size=2)
+
+
+# -- Kinds of checkpoints
+
+
+def test_the_kind_of_a_checkpoint(small_clip, tiny_model, tmp_path):
+    small_clip.save_pretrained(tmp_path / "clip")
+    tiny_model.save_pretrained(tmp_path / "eccl")
+    attach_lora(ECCLModel(tiny_config()), rank=2, alpha=2).save_pretrained(tmp_path / "adapter")
+    for kind in ("clip", "eccl", "adapter"):
+        assert checkpoint_kind(tmp_path / kind) == checkpoint_kind(str(tmp_path / kind)) == kind
+
+
+@pytest.mark.parametrize("config", [{"model_type": "bert"}, {"hidden_size": 8}])
+def test_another_kind_of_checkpoint_is_refused(tmp_path, config):
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    message = rf"{tmp_path} has model_type {config.get('model_type')!r} .* must be 'clip' or 'eccl'"
+    with pytest.raises(ValueError, match=message):
+        checkpoint_kind(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        ECCLModel.from_clip(str(tmp_path))
+
+
+def test_a_missing_checkpoint_is_an_os_error(tmp_path):
+    with pytest.raises(OSError, match=rf"{tmp_path} is not a checkpoint: .* config.json is missing or empty"):
+        checkpoint_kind(tmp_path)
+    with pytest.raises(OSError, match="absent"):
+        checkpoint_kind(tmp_path / "absent")
+
+
+def test_from_clip_refuses_an_adapter_and_another_model(tiny_model, tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(ValueError, match=rf"from_clip takes .*, {tmp_path} is an adapter"):
+        ECCLModel.from_clip(str(tmp_path))
+    with pytest.raises(ValueError, match=r"from_clip takes .*, this model has model_type 'clip_text_model'"):
+        ECCLModel.from_clip(CLIPTextModel(tiny_model.config.text_config))

@@ -25,7 +25,7 @@ def search():
     return TextToPersonRetrievalPipeline(model=model, processor=processor, device="cpu")
 
 
-def test_it_ranks_by_cosine(search, make_raw):
+def test_images_are_ranked_by_cosine_similarity(search, make_raw):
     root, records = make_raw()
     assert search.index(root / "imgs", batch_size=4, progress=False) is search
     for sentence in SENTENCES:
@@ -42,26 +42,27 @@ def test_it_ranks_by_cosine(search, make_raw):
         assert [search.paths[entry["index"]] for entry in found] == [entry["path"] for entry in found]
 
 
-def test_several_sentences_in_batches_find_what_each_finds(search, make_raw):
+def test_sentences_in_a_batch_find_the_same_as_each_sentence_alone(search, make_raw):
     root, _ = make_raw()
     search.index(root / "imgs", progress=False)
     alone = [search(sentence, top_k=3) for sentence in SENTENCES]
     for batch_size in (1, 2, 8):
         together = search(SENTENCES, top_k=3, batch_size=batch_size)
-        for ours, theirs in zip(together, alone, strict=True):
-            assert [entry["index"] for entry in ours] == [entry["index"] for entry in theirs]
-            assert [entry["score"] for entry in ours] == pytest.approx([entry["score"] for entry in theirs], abs=1e-5)
+        for found, expected in zip(together, alone, strict=True):
+            assert [entry["index"] for entry in found] == [entry["index"] for entry in expected]
+            scores = [entry["score"] for entry in expected]
+            assert [entry["score"] for entry in found] == pytest.approx(scores, abs=1e-5)
     assert len(search(SENTENCES[0])) == 6 and len(search(SENTENCES[0], top_k=99)) == 6
 
 
-def test_folders_lists_pictures_and_data_sets_are_indexed_alike(search, make_raw):
+def test_paths_images_and_a_data_set_give_the_same_index(search, make_raw):
     import eccl.dataset_scripts  # noqa: F401  (registers the builders)
 
     root, records = make_raw()
     files = [root / "imgs" / record["file_path"] for record in records[:4]]
-    rows = datasets.load_dataset("cuhk_pedes", data_dir=str(root), split="train")
+    dataset = datasets.load_dataset("cuhk_pedes", data_dir=str(root), split="train")
     embeds = []
-    for images in (files, [str(file) for file in files], [Image.open(file) for file in files], rows):
+    for images in (files, [str(file) for file in files], [Image.open(file) for file in files], dataset):
         search.index(images, progress=False)
         embeds.append(search.image_embeds)
     assert all(torch.equal(embeds[0], other) for other in embeds[1:])
@@ -70,7 +71,7 @@ def test_folders_lists_pictures_and_data_sets_are_indexed_alike(search, make_raw
     assert search("a man")[0]["path"] is None and search("a man")[0]["index"] == 0
 
 
-def test_a_file_is_turned_upright(search, tmp_path):
+def test_the_exif_orientation_of_a_file_is_applied(search, tmp_path):
     image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 32, 3), dtype=np.uint8))
     exif = image.getexif()
     exif[0x0112] = 6
@@ -80,7 +81,7 @@ def test_a_file_is_turned_upright(search, tmp_path):
     torch.testing.assert_close(search.image_embeds[0], search.image_embeds[1])
 
 
-def test_what_cannot_be_is_said(search, make_raw, tmp_path):
+def test_errors_name_the_reason(search, make_raw, tmp_path):
     root, _ = make_raw()
     with pytest.raises(ValueError, match="nothing is indexed yet"):
         search("a man")
@@ -88,13 +89,13 @@ def test_what_cannot_be_is_said(search, make_raw, tmp_path):
         ([], "there are no images"),
         (tmp_path / "nowhere", "nowhere is not a folder"),
         ([root / "reid_raw.json"], "reid_raw.json cannot be read as an image"),
-        ([3], "image 0 is a int, it must be a path or a PIL image"),
-        (datasets.Dataset.from_dict({"a": [1]}), "row 0 has no image, only a"),
+        ([3], "image 0 is of type int, it must be a path or a PIL image"),
+        (datasets.Dataset.from_dict({"a": [1]}), "record 0 has no field .image., it has only a"),
     ):
         with pytest.raises(ValueError, match=message):
             search.index(images, progress=False)
     search.index(root / "imgs", progress=False)
-    with pytest.raises(ValueError, match="a query is a sentence, not ' '"):
+    with pytest.raises(ValueError, match="a query must be a sentence, not ' '"):
         search(" ")
     with pytest.raises(ValueError, match="top_k is 0"):
         search("a man", top_k=0)
@@ -135,8 +136,8 @@ print(json.dumps(found))
 """
 
 
-def test_a_checkpoint_brings_all_that_it_needs(make_raw, tmp_path):
-    """Without this package, peft or torchvision: model, processor and pipeline, saved and loaded once more."""
+def test_a_checkpoint_needs_no_other_code_than_its_files(make_raw, tmp_path):
+    """Model, processor and pipeline load, and are saved and loaded again, without this package, peft or torchvision."""
     root, _ = make_raw()
     model, processor = ECCLModel.from_pretrained(BACKBONE), ECCLProcessor.from_pretrained(BACKBONE)
     model = ECCLModel.from_clip(model.eval(), (96, 32), num_prompt_tokens=2, prompt_depth=2)
@@ -158,10 +159,10 @@ def test_a_checkpoint_brings_all_that_it_needs(make_raw, tmp_path):
         assert (features[name] - expected).abs().max() / expected.abs().max() < 1e-6
     assert (features["half"].float() - expected).abs().max() / expected.abs().max() < 0.05
     search = TextToPersonRetrievalPipeline(model=model, processor=processor, device="cpu")
-    ours = search.index(root / "imgs", progress=False)("a man in red", top_k=3)
-    theirs = json.loads(done.stdout.splitlines()[-1])
-    assert [entry["path"] for entry in ours] == [entry["path"] for entry in theirs]
-    # What `pipeline` does to a configuration is not saved.
+    found_here = search.index(root / "imgs", progress=False)("a man in red", top_k=3)
+    found_there = json.loads(done.stdout.splitlines()[-1])
+    assert [entry["path"] for entry in found_here] == [entry["path"] for entry in found_there]
+    # `pipeline` puts classes into the configuration. They are not saved.
     saved = json.loads((tmp_path / "again" / "config.json").read_text())["custom_pipelines"]
     assert saved == json.loads((tmp_path / "model" / "config.json").read_text())["custom_pipelines"]
     assert saved["text-to-person-retrieval"]["pt"] == ["AutoModel"]

@@ -1,13 +1,22 @@
 import html
+import io
 import re
 
 import ftfy
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from transformers import CLIPTokenizer
 
-from eccl.processing_eccl import ECCLImageProcessor, ECCLProcessor, clean_caption
+from eccl.processing_eccl import (
+    IMAGE_SUFFIXES,
+    ECCLImageProcessor,
+    ECCLProcessor,
+    clean_caption,
+    list_images,
+    read_image,
+)
 from helpers import clip_tokenizer, tiny_config
 
 
@@ -22,7 +31,7 @@ def processor(tokenizer):
     return ECCLProcessor(ECCLImageProcessor(), tokenizer)
 
 
-def test_captions_are_cut_with_the_end_kept_and_padded_no_further_than_needed(processor, tokenizer):
+def test_captions_are_truncated_before_the_end_token_and_padded_to_the_longest(processor, tokenizer):
     end = tokenizer.eos_token_id
     ids = processor(text=["a man " * 100, "a man"], return_tensors="pt")["input_ids"]
     assert ids.shape == (2, 73) and ids[0, -1] == end and (ids[0, :-1] != end).all()
@@ -30,7 +39,7 @@ def test_captions_are_cut_with_the_end_kept_and_padded_no_further_than_needed(pr
     assert short.shape[1] == len(tokenizer("a man in a coat")["input_ids"])
 
 
-def test_saved_and_loaded_it_does_the_same(processor, tmp_path):
+def test_a_saved_and_loaded_processor_gives_the_same_result(processor, tmp_path):
     processor.max_text_length = 9
     processor.image_processor.size = {"height": 96, "width": 32}
     processor.save_pretrained(tmp_path)
@@ -38,13 +47,13 @@ def test_saved_and_loaded_it_does_the_same(processor, tmp_path):
     assert type(loaded.image_processor).__name__ == "ECCLImageProcessor"
     image = Image.new("RGB", (50, 70), (10, 200, 30))
     for arguments in ({"images": image}, {"text": ["a woman with a blue bag and black shoes in a coat"]}):
-        ours, theirs = (each(**arguments, return_tensors="pt") for each in (processor, loaded))
-        for name, tensor in ours.items():
-            assert torch.equal(tensor, theirs[name])
-    assert theirs["input_ids"].shape == (1, 9)
+        before, after = (each(**arguments, return_tensors="pt") for each in (processor, loaded))
+        for name, tensor in before.items():
+            assert torch.equal(tensor, after[name])
+    assert after["input_ids"].shape == (1, 9)
 
 
-def test_for_model_takes_the_models_sizes_and_refuses_another_vocabulary(tokenizer):
+def test_for_model_uses_the_sizes_of_the_model_and_refuses_another_vocabulary(tokenizer):
     special = {"eos_token_id": tokenizer.eos_token_id, "vocab_size": len(tokenizer)}
     text = tiny_config().text_config.to_dict()
     processor = ECCLProcessor.for_model(tiny_config(text_config=text | special), tokenizer)
@@ -52,7 +61,7 @@ def test_for_model_takes_the_models_sizes_and_refuses_another_vocabulary(tokeniz
     assert processor(images=Image.new("RGB", (9, 9)), return_tensors="pt")["pixel_values"].shape == (1, 3, 32, 16)
     with pytest.raises(ValueError, match=rf"{len(tokenizer)} tokens, the model embeds 60"):
         ECCLProcessor.for_model(tiny_config(), tokenizer)
-    with pytest.raises(ValueError, match=r"ends a text with token \d+, the model looks for 59"):
+    with pytest.raises(ValueError, match=r"ends a text with token \d+, the model expects token 59"):
         ECCLProcessor.for_model(tiny_config(text_config=text | {"vocab_size": len(tokenizer)}), tokenizer)
 
 
@@ -85,8 +94,8 @@ def test_for_model_takes_the_models_sizes_and_refuses_another_vocabulary(tokeniz
         "",
     ],
 )
-def test_token_ids_equal_those_of_clips_own_clean_up(caption):
-    """CLIP's published tokenizer runs ftfy, resolves entities twice, collapses whitespace and lowers."""
+def test_token_ids_equal_those_of_clips_published_tokenizer(caption):
+    """CLIP's published tokenizer runs ftfy, resolves entities twice, collapses whitespace and makes lower case."""
     original = html.unescape(html.unescape(ftfy.fix_text(caption)))
     original = re.sub(r"\s+", " ", original).strip().lower()
     processor = ECCLProcessor(ECCLImageProcessor(), clip_tokenizer())
@@ -95,10 +104,138 @@ def test_token_ids_equal_those_of_clips_own_clean_up(caption):
     assert ids[: len(processor(text=caption)["input_ids"])] == processor(text=caption)["input_ids"]
 
 
-def test_clean_text_stays_as_it_is():
+def test_clean_text_does_not_change():
     for caption in (
         "a man's 3/4-length trousers",
         "une écharpe grise",
         "a naïve “x”".replace("“", '"').replace("”", '"'),
     ):
         assert clean_caption(caption) == caption
+
+
+# -- Reading images
+
+
+@pytest.fixture
+def noise():
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (5, 3, 3), dtype=np.uint8))
+
+
+def as_array(image):
+    assert image.mode == "RGB"
+    return np.asarray(image)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_read_image_applies_the_exif_orientation(noise, tmp_path, orientation):
+    """Pixel by pixel, by the definition of the EXIF tag: where row 0 and column 0 of the stored image belong."""
+    exif = noise.getexif()
+    exif[0x0112] = orientation
+    path = tmp_path / "photo.png"
+    noise.save(path, exif=exif)
+    stored = np.asarray(noise)
+    upright = {
+        1: stored,
+        2: stored[:, ::-1],
+        3: stored[::-1, ::-1],
+        4: stored[::-1],
+        5: stored.transpose(1, 0, 2),
+        6: stored[::-1].transpose(1, 0, 2),
+        7: stored[::-1, ::-1].transpose(1, 0, 2),
+        8: stored[:, ::-1].transpose(1, 0, 2),
+    }[orientation]
+    with path.open("rb") as file, Image.open(path) as image:
+        for source in (path, str(path), file, image):
+            np.testing.assert_array_equal(as_array(read_image(source)), upright)
+    # The result has no orientation any more: a second reading does not turn it again.
+    np.testing.assert_array_equal(as_array(read_image(read_image(path))), upright)
+
+
+def test_read_image_converts_other_modes_to_rgb(noise, tmp_path):
+    pixels = np.asarray(noise)
+    alpha = np.random.default_rng(1).integers(0, 256, (5, 3, 1), dtype=np.uint8)
+    Image.fromarray(np.concatenate([pixels, alpha], axis=2)).save(tmp_path / "alpha.png")
+    np.testing.assert_array_equal(as_array(read_image(tmp_path / "alpha.png")), pixels)
+
+    palette = noise.quantize(4)
+    palette.save(tmp_path / "palette.png")
+    colours = np.asarray(palette.getpalette()).reshape(-1, 3)
+    np.testing.assert_array_equal(as_array(read_image(tmp_path / "palette.png")), colours[np.asarray(palette)])
+    palette.save(tmp_path / "transparent.png", transparency=0)
+    np.testing.assert_array_equal(as_array(read_image(tmp_path / "transparent.png")), colours[np.asarray(palette)])
+
+    Image.fromarray(pixels[..., 0]).save(tmp_path / "grey.png")
+    np.testing.assert_array_equal(as_array(read_image(tmp_path / "grey.png")), pixels[..., :1].repeat(3, axis=2))
+    Image.fromarray(np.concatenate([pixels[..., :1], alpha], axis=2)).save(tmp_path / "grey_alpha.png")
+    np.testing.assert_array_equal(as_array(read_image(tmp_path / "grey_alpha.png")), pixels[..., :1].repeat(3, axis=2))
+
+
+def test_read_image_does_not_change_the_image_given(noise):
+    exif = noise.getexif()
+    exif[0x0112] = 6
+    before = (noise.mode, noise.size, noise.tobytes(), dict(noise.getexif()))
+    result = read_image(noise)
+    assert result.size == (5, 3)
+    result.putpixel((0, 0), (1, 2, 3))
+    assert (noise.mode, noise.size, noise.tobytes(), dict(noise.getexif())) == before
+    plain = Image.new("RGB", (2, 2))
+    read_image(plain).putpixel((0, 0), (1, 2, 3))
+    assert plain.getpixel((0, 0)) == (0, 0, 0)
+
+
+@pytest.fixture(params=["cut.jpg", "cut.png", "empty.jpg", "text.png", "folder.jpg", "absent.jpg"])
+def unreadable(request, tmp_path, noise):
+    path = tmp_path / request.param
+    if path.stem == "cut":
+        noise.resize((300, 300)).save(path)
+        path.write_bytes(path.read_bytes()[: path.stat().st_size * 3 // 4])
+    elif path.stem == "empty":
+        path.touch()
+    elif path.stem == "text":
+        path.write_text("This is a text.")
+    elif path.stem == "folder":
+        path.mkdir()
+    return path
+
+
+def test_read_image_names_a_file_that_it_cannot_read(unreadable):
+    message = rf"{re.escape(str(unreadable))} cannot be read as an image: "
+    for source in (unreadable, str(unreadable)):
+        with pytest.raises(ValueError, match=message) as raised:
+            read_image(source)
+        assert "\n" not in str(raised.value)
+    if unreadable.is_file():
+        with unreadable.open("rb") as file, pytest.raises(ValueError, match=message):
+            read_image(file)
+    if unreadable.name == "cut.jpg":  # Pillow reads the head of the file first, and the pixels on demand.
+        with Image.open(unreadable) as image, pytest.raises(ValueError, match=message):
+            read_image(image)
+
+
+def test_read_image_without_a_name(noise, tmp_path):
+    noise.save(tmp_path / "a.png")
+    data = (tmp_path / "a.png").read_bytes()
+    np.testing.assert_array_equal(as_array(read_image(io.BytesIO(data))), np.asarray(noise))
+    with pytest.raises(ValueError, match=r"^a file without a name cannot be read as an image: "):
+        read_image(io.BytesIO(data[:40]))
+
+
+def test_list_images_in_the_order_of_their_paths(tmp_path):
+    names = ["b/2.jpg", "b/10.JPG", "a.PNG", "c/d/e.JpEg", *(f"b/x{suffix}" for suffix in IMAGE_SUFFIXES)]
+    for name in [*names, "b/notes.txt", "jpg", "b/x.jpg.part"]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    expected = sorted(tmp_path / name for name in names)
+    assert list_images(tmp_path) == list_images(str(tmp_path)) == expected
+    assert [path.name for path in expected[:3]] == ["a.PNG", "10.JPG", "2.jpg"]
+
+
+def test_list_images_refuses_a_folder_without_images_and_a_file(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "notes.txt").touch()
+    with pytest.raises(ValueError, match=r"empty contains no images \(\.jpg, \.jpeg, "):
+        list_images(tmp_path / "empty")
+    with pytest.raises(ValueError, match=r"notes\.txt is not a folder"):
+        list_images(tmp_path / "empty" / "notes.txt")
+    with pytest.raises(ValueError, match="absent is not a folder"):
+        list_images(tmp_path / "absent")

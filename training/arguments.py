@@ -19,9 +19,7 @@ class ECCLTrainingArguments(TrainingArguments):
     Adam with L2 weight decay, or AdamW with `decoupled_weight_decay`.
     """
 
-    output_dir: str | None = field(
-        default="eccl-output", metadata={"help": "Folder for the checkpoints and the final model."}
-    )
+    output_dir: str = field(default="eccl-output", metadata={"help": "Folder for the checkpoints and the final model."})
     tune: Literal["lora", "full"] = field(
         default="lora", metadata={"help": "lora: train the prompts and LoRA; full: train every parameter."}
     )
@@ -176,7 +174,9 @@ class ECCLTrainingArguments(TrainingArguments):
                 "auto_find_batch_size must be False: the loss depends on the whole batch; to save memory, set "
                 "embed_chunk_size"
             )
-        if self.accelerator_config.split_batches or self.accelerator_config.dispatch_batches:
+        # transformers has made a configuration object of it by now, whatever was given.
+        accelerator_config: Any = self.accelerator_config
+        if accelerator_config.split_batches or accelerator_config.dispatch_batches:
             raise ValueError("split_batches and dispatch_batches must be off: each process makes its part of a batch")
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns must be False: the trainer needs every column of a batch")

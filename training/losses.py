@@ -1,25 +1,25 @@
-"""The objectives of text-to-image person retrieval as pure functions of tensors.
+"""The losses of text-to-image person retrieval, as pure functions of tensors.
 
-Throughout, `image_features` and `text_features` are `(batch, dim)`, unnormalised, row i of both belonging to one pair,
-and `person_ids` `(batch,)` says whose they are. `s_ij` is the cosine of text i and image j. Every loss is computed in
-float32 whatever the dtype of the features, and returned as a float32 scalar.
+In all of them, `image_features` and `text_features` are `(batch, dim)` and unnormalised; row i of both belongs to pair
+i, and `person_ids` `(batch,)` gives the person of each pair. `s_ij` is the cosine of text i and image j. Every loss is
+computed in float32, for features of any dtype, and returned as a float32 scalar.
 """
 
 import torch
 from torch import nn
 
-# Keeps the logarithm of a true probability of 0 finite, in SDM and CMPM.
+# In SDM and CMPM: keeps the logarithm finite if a true probability is 0.
 _MATCHING_EPS = 1e-8
 
 
 def cosine_similarity_matrix(text_features: torch.Tensor, image_features: torch.Tensor) -> torch.Tensor:
-    """`s_ij = cos(text i, image j)`, in float32: `(texts, dim), (images, dim) -> (texts, images)`."""
+    """Computes `s_ij = cos(text i, image j)` in float32: `(texts, dim), (images, dim) -> (texts, images)`."""
     with torch.autocast(text_features.device.type, enabled=False):
         return unit_rows(text_features) @ unit_rows(image_features).T
 
 
 def unit_rows(features: torch.Tensor) -> torch.Tensor:
-    """Rows scaled to length 1, in float32."""
+    """Scales each row to length 1, in float32."""
     return nn.functional.normalize(features.float(), dim=-1)
 
 
@@ -27,11 +27,11 @@ def _check_batch(image_features: torch.Tensor, text_features: torch.Tensor, labe
     if image_features.shape != text_features.shape:
         raise ValueError(
             f"image_features are {tuple(image_features.shape)} and text_features {tuple(text_features.shape)}: "
-            "a pair has a row in each, so the shapes must be equal"
+            "each pair has one row in both, so the shapes must be equal"
         )
     if labels is not None and labels.shape != (len(image_features),):
         raise ValueError(
-            f"the ids have the shape {tuple(labels.shape)} for {len(image_features)} pairs: one id a pair is needed"
+            f"the ids have the shape {tuple(labels.shape)} for {len(image_features)} pairs: each pair needs one id"
         )
 
 
@@ -47,11 +47,12 @@ def triplet_alignment_loss(
     temperature: float = 0.02,
     margin: float = 0.2,
 ) -> torch.Tensor:
-    """TAL: a triplet loss whose hardest negative is a log-sum-exp over all of them (RDE, CVPR 2024, section 3.4).
+    """TAL: a triplet loss with a log-sum-exp over all negatives instead of the hardest (RDE, CVPR 2024, section 3.4).
 
-    For each text i, with `P_i` the images of its person:
-    `[margin - sum_{j in P_i} a_ij s_ij + t log sum_{j not in P_i} exp(s_ij / t)]_+`, `a_ij` being the softmax of
-    `s_ij / t` over `P_i`, held constant; likewise for each image over the texts. A row without negatives counts 0.
+    `P_i` are the images of the person of text i. For each text i the loss is
+    `[margin - sum_{j in P_i} a_ij s_ij + t log sum_{j not in P_i} exp(s_ij / t)]_+`. `a_ij` is the softmax of
+    `s_ij / t` over `P_i`, held constant. The same is computed for each image over the texts. A row without negatives
+    gives 0.
 
     Args:
         image_features, text_features: `(batch, dim)`.
@@ -63,7 +64,7 @@ def triplet_alignment_loss(
         The sum over the batch and both directions.
 
     Raises:
-        ValueError: shapes that do not agree, a temperature that is not positive, a negative margin.
+        ValueError: the shapes do not agree, the temperature is not positive, or the margin is negative.
     """
     _check_batch(image_features, text_features, person_ids)
     _check_positive("temperature", temperature)
@@ -77,7 +78,7 @@ def triplet_alignment_loss(
         scaled = rows / temperature
         weights = scaled.detach().masked_fill(~positive, -torch.inf).softmax(dim=1)
         positives = (weights * rows).sum(dim=1)
-        # Rows without negatives get a finite stand-in, so that no NaN arises that the mask would have to stop.
+        # Rows without negatives keep finite values here: a NaN would pass through the mask below in the backward pass.
         masked = scaled.masked_fill(positive & has_negative[:, None], -torch.inf)
         hardest = temperature * masked.logsumexp(dim=1)
         return torch.where(has_negative, (margin - positives + hardest).clamp(min=0), 0.0).sum()
@@ -93,18 +94,18 @@ def similarity_distribution_matching_loss(
     image_ids: torch.Tensor | None = None,
     image_id_factor: float = 0.3,
 ) -> torch.Tensor:
-    """SDM: the divergence of predicted from true matching (IRRA, CVPR 2023, section 3.3).
+    """SDM: the divergence between the predicted and the true distribution of matches (IRRA, CVPR 2023, section 3.3).
 
-    For each text, `KL(p || q) = sum_j p_j (log p_j - log(q_j + 1e-8))`, `p` being the softmax of `logit_scale * s_ij`
-    over the images and `q` the share of each image among those of the same person; the same for each image over the
-    texts.
+    For each text, `KL(p || q) = sum_j p_j (log p_j - log(q_j + 1e-8))`. `p` is the softmax of `logit_scale * s_ij` over
+    the images; `q` is uniform over the images of the same person and 0 elsewhere. The same is computed for each image
+    over the texts.
 
     Args:
         image_features, text_features: `(batch, dim)`.
         person_ids: `(batch,)`.
-        logit_scale: factor on the cosines; a number, or a scalar tensor to be learned.
-        image_ids: `(batch,)`: with them, another image of the same person counts `image_id_factor` in place of 1. `q`
-            then divides each entry by the weights of its column, as the published code does.
+        logit_scale: factor on the cosines; a number, or a scalar tensor that is trained.
+        image_ids: `(batch,)`: if given, another image of the same person has the weight `image_id_factor` instead of 1.
+            `q` then divides each entry by the sum of its column, as the published code does.
         image_id_factor: 0 to 1.
 
     Returns:
@@ -116,7 +117,7 @@ def similarity_distribution_matching_loss(
     weights = (person_ids[:, None] == person_ids[None, :]).float()
     if image_ids is not None:
         _check_batch(image_features, text_features, image_ids)
-        # Not lerp, which rounds a small factor away.
+        # torch.lerp would round a small factor to 0.
         weights = weights * image_id_factor + (image_ids[:, None] == image_ids[None, :]) * (1 - image_id_factor)
     logits = cosine_similarity_matrix(text_features, image_features) * logit_scale
     true = weights / weights.sum(dim=1)
@@ -126,14 +127,14 @@ def similarity_distribution_matching_loss(
 def cross_modal_projection_matching_loss(
     image_features: torch.Tensor, text_features: torch.Tensor, person_ids: torch.Tensor
 ) -> torch.Tensor:
-    """CMPM: as SDM, on the projection of each feature on the unit features of the other modality (ECCV 2018, sec. 3.2).
+    """CMPM: like SDM, on the projections of each feature onto the unit features of the other modality (ECCV 2018, 3.2).
 
-    `sum_j p_j (log p_j - log(q_j + 1e-8))`, `p` being the softmax of the scalar projections `x_i . y_j / |y_j|`. The
-    published code divides the matches by their Euclidean norm, so that `q` adds up to more than 1 where a person
-    occurs more than once, and the loss can be negative.
+    `sum_j p_j (log p_j - log(q_j + 1e-8))`; `p` is the softmax of the scalar projections `x_i . y_j / |y_j|`. The
+    published code divides the matches by their Euclidean norm. So `q` sums to more than 1 if a person occurs more than
+    once, and the loss can be negative.
 
     Args:
-        image_features, text_features: `(batch, dim)`, unnormalised: their length is the sharpness of `p`.
+        image_features, text_features: `(batch, dim)`, unnormalised: longer features make `p` sharper.
         person_ids: `(batch,)`.
 
     Returns:
@@ -149,7 +150,7 @@ def cross_modal_projection_matching_loss(
 
 
 def _divergence(logits: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
-    """The mean over rows of `sum p (log p - log(true + eps))`, `p` the softmax of the row."""
+    """Computes the mean over rows of `sum p (log p - log(true + eps))`; `p` is the softmax of the row."""
     log_predicted = logits.log_softmax(dim=1)
     return (log_predicted.exp() * (log_predicted - (true + _MATCHING_EPS).log())).sum(dim=1).mean()
 
@@ -157,37 +158,38 @@ def _divergence(logits: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
 def identity_classification_loss(
     image_logits: torch.Tensor, text_logits: torch.Tensor, labels: torch.Tensor
 ) -> torch.Tensor:
-    """Cross entropy of both modalities' features under one classifier of persons (the ID loss of IRRA, CVPR 2023).
+    """Cross entropy of one classifier of persons on the features of both modalities (the ID loss of IRRA, CVPR 2023).
 
     Args:
         image_logits, text_logits: `(batch, persons)`.
         labels: `(batch,)`, `0 .. persons - 1`.
 
     Returns:
-        The mean over the batch, halved over the two modalities.
+        The mean over the batch and the two modalities.
 
     Raises:
-        ValueError: shapes that do not agree.
+        ValueError: the shapes do not agree.
     """
     if image_logits.shape != text_logits.shape or labels.shape != (len(image_logits),):
         raise ValueError(
             f"image_logits are {tuple(image_logits.shape)}, text_logits {tuple(text_logits.shape)} and there are "
-            f"labels of shape {tuple(labels.shape)}: each pair needs a row in both and one label"
+            f"labels of shape {tuple(labels.shape)}: each pair needs one row in both and one label"
         )
-    return sum(nn.functional.cross_entropy(logits.float(), labels) for logits in (image_logits, text_logits)) / 2
+    image_loss = nn.functional.cross_entropy(image_logits.float(), labels)
+    return (image_loss + nn.functional.cross_entropy(text_logits.float(), labels)) / 2
 
 
 def image_text_contrastive_loss(
     image_features: torch.Tensor, text_features: torch.Tensor, logit_scale: float | torch.Tensor = 50.0
 ) -> torch.Tensor:
-    """InfoNCE: each text has one right image in the batch, its own, and the reverse (CLIP, ICML 2021, figure 3).
+    """InfoNCE: each text matches only the image of its pair, and each image only its text (CLIP, ICML 2021, figure 3).
 
     Args:
         image_features, text_features: `(batch, dim)`.
-        logit_scale: factor on the cosines; a number, or a scalar tensor to be learned.
+        logit_scale: factor on the cosines; a number, or a scalar tensor that is trained.
 
     Returns:
-        The mean over the batch, halved over the two directions.
+        The mean over the batch and the two directions.
     """
     _check_batch(image_features, text_features, None)
     logits = cosine_similarity_matrix(text_features, image_features) * logit_scale
@@ -196,18 +198,18 @@ def image_text_contrastive_loss(
 
 
 def attribute_classification_loss(logits: torch.Tensor, labels: torch.Tensor, num_values: list[int]) -> torch.Tensor:
-    """Cross entropy of several attributes at once, for pre-training on data whose attributes are known.
+    """Cross entropy of several attributes at once, for pre-training on data with known attributes.
 
     Args:
         logits: `(batch, sum(num_values))`: the values of the first attribute, then of the second, ...
-        labels: `(batch, attributes)`: the value of each, -100 where it is not to be predicted.
-        num_values: how many values each attribute has.
+        labels: `(batch, attributes)`: the value of each attribute; -100 if it is not to be predicted.
+        num_values: number of values of each attribute.
 
     Returns:
-        The mean over all labels that are not -100; 0 where there are none.
+        The mean over all labels other than -100; 0 if there are none.
 
     Raises:
-        ValueError: `logits` or `labels` do not have the width that `num_values` says.
+        ValueError: the width of `logits` or `labels` does not agree with `num_values`.
     """
     if logits.shape[1] != sum(num_values) or labels.shape[1] != len(num_values):
         raise ValueError(
@@ -215,5 +217,5 @@ def attribute_classification_loss(logits: torch.Tensor, labels: torch.Tensor, nu
             f"{sum(num_values)} values need {sum(num_values)} and {len(num_values)}"
         )
     parts = zip(logits.float().split(num_values, dim=1), labels.unbind(dim=1), strict=True)
-    total = sum(nn.functional.cross_entropy(part, label, ignore_index=-100, reduction="sum") for part, label in parts)
-    return total / (labels != -100).sum().clamp(min=1)
+    sums = [nn.functional.cross_entropy(part, label, ignore_index=-100, reduction="sum") for part, label in parts]
+    return torch.stack(sums).sum() / (labels != -100).sum().clamp(min=1)

@@ -1,4 +1,4 @@
-"""The two cross-modal memories: what every person, and every image, of the training set looked and read like lately."""
+"""The cross-modal memories: moving averages of the image and text features of every person, or every image."""
 
 import torch
 from torch import nn
@@ -7,21 +7,25 @@ from .losses import unit_rows
 
 
 class CrossModalMemory(nn.Module):
-    """Unit image and text vectors, one row a person (identity memory) or one row an image (instance memory).
+    """Unit image and text vectors: one row per person (identity memory) or one row per image (instance memory).
 
-    The rows are buffers: they take part in `state_dict`, and no gradient reaches them. `ClusterMemory` and
-    `InstanceMemory` in the published code.
+    The rows are buffers: they are part of `state_dict`, and no gradient reaches them. The published code calls the two
+    memories `ClusterMemory` and `InstanceMemory`.
 
     Args:
-        image_rows, text_rows: `(rows, dim)`; normalised here.
-        row_person_ids: `(rows,)`: the person that each row belongs to, labels `0 .. persons - 1`.
-        temperature: positive; 0.03 (identity) and 0.015 (instance) in the published run.
-        momentum: share of the old row that an update keeps, 0 to 1.
+        image_rows, text_rows: `(rows, dim)`; they are copied and normalised.
+        row_person_ids: `(rows,)`: the person that each row belongs to, a label `0 .. persons - 1`.
+        temperature: must be positive; the published run uses 0.03 (identity) and 0.015 (instance).
+        momentum: fraction of the old row that an update keeps, 0 to 1.
         eps: added to the probability before the logarithm (1e-8 for the instance memory).
 
     Raises:
-        ValueError: shapes that do not agree, a temperature or momentum out of range.
+        ValueError: the shapes do not agree, or the temperature or the momentum is out of range.
     """
+
+    image_rows: torch.Tensor
+    text_rows: torch.Tensor
+    row_person_ids: torch.Tensor
 
     def __init__(
         self,
@@ -36,14 +40,14 @@ class CrossModalMemory(nn.Module):
         if image_rows.shape != text_rows.shape or len(row_person_ids) != len(image_rows):
             raise ValueError(
                 f"image_rows are {tuple(image_rows.shape)}, text_rows {tuple(text_rows.shape)} and there are "
-                f"{len(row_person_ids)} row_person_ids: each row needs one of each"
+                f"{len(row_person_ids)} row_person_ids: the number of rows must be the same in all three"
             )
         if not temperature > 0:
             raise ValueError(f"temperature is {temperature}, it must be positive")
         if not 0 <= momentum <= 1:
             raise ValueError(f"momentum is {momentum}, it must be between 0 and 1")
         self.temperature, self.momentum, self.eps = temperature, momentum, eps
-        # A copy of its own: the rows are written in place.
+        # Copies, because updates write the rows in place.
         self.register_buffer("image_rows", unit_rows(image_rows).clone())
         self.register_buffer("text_rows", unit_rows(text_rows).clone())
         self.register_buffer("row_person_ids", row_person_ids.clone())
@@ -51,19 +55,19 @@ class CrossModalMemory(nn.Module):
     def forward(
         self, image_features: torch.Tensor, text_features: torch.Tensor, person_ids: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The correspondence losses: `-log(p + eps)`, `p` the softmax mass of the rows of the item's own person.
+        """Computes the correspondence losses `-log(p + eps)`; `p` is the softmax mass of the rows of the item's person.
 
-        With one row a person and `eps` 0 this is the cross entropy with that row.
+        With one row per person and `eps` 0, this is the cross entropy with that row.
 
         Args:
             image_features, text_features: `(batch, dim)`, unnormalised.
             person_ids: `(batch,)`.
 
         Returns:
-            `loss_image_to_text` (images against text rows) and `loss_text_to_image`, each a mean over the batch.
+            `loss_image_to_text` (images against text rows) and `loss_text_to_image`, each the mean over the batch.
 
         Raises:
-            ValueError: a person that has no row.
+            ValueError: a person has no row.
         """
         has_row = (person_ids[:, None] == self.row_person_ids[None, :]).any(dim=1)
         if not has_row.all():
@@ -76,8 +80,8 @@ class CrossModalMemory(nn.Module):
     def _loss(self, features: torch.Tensor, rows: torch.Tensor, person_ids: torch.Tensor) -> torch.Tensor:
         with torch.autocast(features.device.type, enabled=False):
             log_probabilities = (unit_rows(features) @ rows.T / self.temperature).log_softmax(dim=1)
-        own = person_ids[:, None] == self.row_person_ids[None, :]
-        log_mass = log_probabilities.masked_fill(~own, -torch.inf).logsumexp(dim=1)
+        same_person = person_ids[:, None] == self.row_person_ids[None, :]
+        log_mass = log_probabilities.masked_fill(~same_person, -torch.inf).logsumexp(dim=1)
         if self.eps:
             return -(log_mass.exp() + self.eps).log().mean()
         return -log_mass.mean()
@@ -86,19 +90,19 @@ class CrossModalMemory(nn.Module):
     def update(
         self, image_features: torch.Tensor, text_features: torch.Tensor, rows: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Writes the items of a batch into their rows, as if one after the other.
+        """Writes the items of a batch into their rows, as if one item came after the other.
 
-        `row = m * row + (1 - m) * normalize(feature)`, normalised again; images into image rows, texts into text rows.
-        An item whose row an earlier item of the batch wrote sees that write: the k-th writers of all rows make one
-        vectorised round.
+        `row = m * row + (1 - m) * normalize(feature)`, normalised again. Image features write image rows, text features
+        write text rows. If two items of the batch have the same row, the second sees the write of the first: round k
+        writes the k-th item of each row, all rows at once.
 
         Args:
             image_features, text_features: `(batch, dim)`, unnormalised.
             rows: `(batch,)`: the row of each item.
 
         Returns:
-            How far the image rows and the text rows moved: `1 - cos(before, after)`, a mean over the rows written, 0 to
-            2; 0 where there are none.
+            The drift of the image rows and of the text rows: the mean of `1 - cos(before, after)` over the rows
+            written, 0 to 2; 0 if the batch is empty.
         """
         features = torch.stack([unit_rows(image_features), unit_rows(text_features)])
         written_rows = rows.unique()
@@ -116,22 +120,24 @@ class CrossModalMemory(nn.Module):
 
     @torch.no_grad()
     def fill(self, image_features: torch.Tensor, text_features: torch.Tensor, rows: torch.Tensor) -> None:
-        """Starts every row at the mean of its items' unnormalised features, normalised.
+        """Sets every row to the mean of its items' unnormalised features, normalised.
 
         Args:
-            image_features, text_features: `(items, dim)`, unnormalised; an item is an (image, caption) pair.
-            rows: `(items,)`: the row of each item; every row must have one.
+            image_features, text_features: `(items, dim)`, unnormalised; each item is an (image, caption) pair.
+            rows: `(items,)`: the row of each item; every row needs at least one item.
 
         Raises:
-            ValueError: a row without items, or an item without a row.
+            ValueError: a row has no item, or an item has no row.
         """
         if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < len(self.image_rows):
             raise ValueError(
-                f"rows go from {int(rows.min())} to {int(rows.max())}, the memory has {len(self.image_rows)} of them"
+                f"rows range from {int(rows.min())} to {int(rows.max())}, the memory has {len(self.image_rows)} rows"
             )
         counts = torch.bincount(rows, minlength=len(self.image_rows))
         if not counts.all():
-            raise ValueError(f"row {int((counts == 0).nonzero()[0])} of the memory has no item to start from")
+            raise ValueError(
+                f"row {int((counts == 0).nonzero()[0])} of the memory has no item: each row needs at least one"
+            )
         for memory, features in ((self.image_rows, image_features), (self.text_rows, text_features)):
             sums = torch.zeros_like(memory).index_add_(0, rows, features.to(memory.dtype))
             memory.copy_(unit_rows(sums / counts[:, None]))
@@ -142,7 +148,7 @@ class CrossModalMemory(nn.Module):
 
 
 def _rounds(rows: torch.Tensor) -> list[torch.Tensor]:
-    """Item indices grouped so that round k holds each row's k-th item."""
+    """Groups the item indices so that round k holds the k-th item of each row."""
     order = rows.argsort(stable=True)
     sorted_rows = rows[order]
     position = torch.arange(len(rows), device=rows.device)

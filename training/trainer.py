@@ -21,6 +21,7 @@ from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
+from transformers.trainer_utils import TrainOutput
 
 from ..encoding_eccl import SplitEmbeddings, embed_split, leave_process_group
 from ..eval.person_retrieval.person_retrieval import score_embeddings
@@ -71,7 +72,13 @@ class ECCLTrainer(Trainer):
 
     # The losses are sums and means over the whole batch already.
     loss_is_scaled_for_ga = False
+    # Narrower than in `Trainer`, where each of them may be missing.
     args: ECCLTrainingArguments
+    model: Any
+    processing_class: Any
+    train_dataset: Any
+    pairs: CaptionPairs
+    objective: ECCLObjective
 
     def __init__(
         self,
@@ -200,6 +207,7 @@ class ECCLTrainer(Trainer):
         """Makes the per-epoch schedule, or transformers' own if `lr_scheduler_type` names one."""
         if not self.args.epoch_schedule:
             return super().create_scheduler(num_training_steps, optimizer)
+        stepped: Any = self.optimizer if optimizer is None else optimizer
         if self.lr_scheduler is None:
             batch_size = self.args.train_batch_size * self.args.world_size
             round_batches = math.floor if self.args.dataloader_drop_last else math.ceil
@@ -207,13 +215,18 @@ class ECCLTrainer(Trainer):
             steps_per_epoch = max(1, math.ceil(batches / self.args.gradient_accumulation_steps))
             num_epochs = math.ceil(num_training_steps / steps_per_epoch)
             self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
-                self.optimizer if optimizer is None else optimizer,
+                stepped,
                 lambda step: epoch_factor(step // steps_per_epoch, num_epochs, self.args.warmup_epochs),
             )
             self._created_lr_scheduler = True
         return self.lr_scheduler
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> TrainOutput:
         """Trains; the losses start from one pass over the training set, or from the checkpoint.
 
         Args:
@@ -235,7 +248,7 @@ class ECCLTrainer(Trainer):
             else:
                 self._load_objective(Path(checkpoint))
             try:
-                return super().train(resume_from_checkpoint=checkpoint, **kwargs)
+                return super().train(checkpoint, trial, ignore_keys_for_eval)
             except RuntimeError as error:
                 if _is_death_of_a_worker(error):
                     raise RuntimeError(_WORKER_DIED) from error
@@ -291,12 +304,13 @@ class ECCLTrainer(Trainer):
         )
 
     def _embed(self, dataset: datasets.Dataset) -> SplitEmbeddings:
-        if isinstance(self.model, FSDPModule) and "get_image_features" not in vars(self.model):
+        model: nn.Module = self.model
+        if isinstance(model, FSDPModule) and "get_image_features" not in vars(model):
             # Shards are gathered for these methods as they are for forward.
             for name in ("get_image_features", "get_text_features"):
-                register_fsdp_forward_method(self.model, name)
+                register_fsdp_forward_method(model, name)
         return embed_split(
-            self.model,
+            model,
             self.processing_class,
             dataset,
             self.args.eval_batch_size,
@@ -318,11 +332,13 @@ class ECCLTrainer(Trainer):
             return [], None
         try:
             return super().get_batch_samples(*args, **kwargs)
-        except (ConnectionError, EOFError) as error:
-            if not self.args.dataloader_num_workers:
-                raise
-            # The worker died while it handed over a batch.
-            raise RuntimeError(_WORKER_DIED) from error
+        except (ConnectionError, EOFError, RuntimeError) as error:
+            # A worker that dies while it hands over a batch cuts the connection through which the tensors are sent;
+            # Python then reports a message that lacks its file descriptors ("0 items of ancdata").
+            is_cut = not isinstance(error, RuntimeError) or "ancdata" in str(error)
+            if self.args.dataloader_num_workers and is_cut:
+                raise RuntimeError(_WORKER_DIED) from error
+            raise
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Computes the objective over the batches of all processes together."""
@@ -405,7 +421,13 @@ class ECCLTrainer(Trainer):
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """Scores text-to-image retrieval on a split: every caption queries every image."""
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
-        scores = score_embeddings(*(embeds.numpy() for embeds in self._embed(dataset)))
+        embeds = self._embed(dataset)
+        scores = score_embeddings(
+            embeds.text_embeds.numpy(),
+            embeds.query_person_ids.numpy(),
+            embeds.image_embeds.numpy(),
+            embeds.gallery_person_ids.numpy(),
+        )
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in scores.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)

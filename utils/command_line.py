@@ -1,23 +1,33 @@
-"""What every command shares: its parser, its common options, and how it reports a user's mistake."""
+"""The parts that all commands share: the parser, the common options, and the report of a user's mistake."""
 
 import argparse
 import functools
+import os
 import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
 
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Adds the default to each help text, unless the option has none."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.required or action.default is None or action.default is False:
+            return action.help
+        return super()._get_help_string(action)
+
+
 class CommandParser(argparse.ArgumentParser):
-    """An argument parser with `--debug`, whose own errors are one line on stderr with exit status 2.
+    """An argument parser with `--debug`. Its errors are one line on stderr, with exit status 2.
 
     Args:
         command: how the command is started, for example `python -m eccl.search.gallery`.
-        description: the first line becomes the description in `--help`; usually the module's docstring.
+        description: its first line becomes the description in `--help`; usually the module's docstring.
         **kwargs: passed on to `argparse.ArgumentParser`.
     """
 
     def __init__(self, command: str, description: str | None, **kwargs: Any):
-        kwargs.setdefault("formatter_class", argparse.ArgumentDefaultsHelpFormatter)
+        kwargs.setdefault("formatter_class", _HelpFormatter)
         kwargs.setdefault("allow_abbrev", False)
         super().__init__(prog=command, description=(description or "").partition("\n")[0], **kwargs)
         self.add_argument("--debug", action="store_true", help="after an error, show the traceback instead of one line")
@@ -27,16 +37,33 @@ class CommandParser(argparse.ArgumentParser):
         self.exit(2, f"error: {message} ({self.prog} --help lists the options)\n")
 
 
+def at_least(minimum: int) -> Callable[[str], int]:
+    """Makes a `type` for `add_argument` that accepts whole numbers from `minimum` on."""
+
+    def parse(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+        if number < minimum:
+            raise argparse.ArgumentTypeError(f"{number} is too small, it must be at least {minimum}")
+        return number
+
+    return parse
+
+
 # The options that several commands have: name, type, default and help text are the same in each of them.
 _SHARED_OPTIONS: dict[str, dict[str, Any]] = {
     "model": {"required": True, "help": "folder or Hub id of a merged model, an adapter, or a plain CLIP"},
     "data_dir": {"required": True, "help": "the benchmark's folder, or the folder that contains it"},
     "output_dir": {"required": True, "help": "folder to write to"},
     "output": {"help": "picture file to write, for example a .png"},
-    "batch_size": {"type": int, "default": 64, "help": "number of images encoded at a time"},
-    "num_workers": {"type": int, "default": 0, "help": "number of worker processes that decode images"},
+    "batch_size": {"type": at_least(1), "default": 64, "help": "number of images encoded at a time"},
+    "num_workers": {"type": at_least(0), "default": 0, "help": "number of worker processes that decode images"},
     "seed": {"type": int, "default": 0, "help": "seed of the random choices"},
-    "tokenizer": {"help": "folder or Hub id of a CLIP tokenizer (default: CLIP's own, which ships with this package)"},
+    "tokenizer": {
+        "help": "folder or Hub id of a CLIP tokenizer (default: the tokenizer of CLIP, which ships with this package)"
+    },
     "on_bad_image": {
         "choices": ("error", "skip"),
         "default": "error",
@@ -46,12 +73,12 @@ _SHARED_OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def add_shared_option(parser: argparse.ArgumentParser, name: str, **changes: Any) -> None:
-    """Adds one of the options that several commands share.
+    """Adds an option that several commands share.
 
     Args:
-        parser: of the command.
-        name: without the dashes, for example `model`.
-        **changes: replace keyword arguments of `add_argument`, for example `required=False`.
+        parser: the parser of the command.
+        name: the name without the dashes, for example `model`.
+        **changes: keyword arguments of `add_argument` that replace the shared ones, for example `required=False`.
     """
     parser.add_argument(f"--{name}", **(_SHARED_OPTIONS[name] | changes))
 
@@ -60,13 +87,14 @@ def command(main: Callable[[list[str]], None]) -> Callable[..., None]:
     """Decorates the `main` of a command: a user's mistake becomes one line on stderr and exit status 2.
 
     `ValueError` and `OSError` count as mistakes of the user: a wrong value, a missing file, a server that refuses.
-    With `--debug` among the arguments they keep their traceback. Any other error is a defect and always keeps it.
+    With `--debug` among the arguments they keep their traceback. Any other error is a defect of the program and always
+    keeps its traceback.
 
     Args:
-        main: takes the arguments as a list, without the program's name.
+        main: a function of the list of arguments, without the name of the program.
 
     Returns:
-        A function that takes the arguments, or by default those of the command line.
+        A function that takes this list; by default it takes the arguments of the command line.
     """
 
     @functools.wraps(main)
@@ -77,15 +105,17 @@ def command(main: Callable[[list[str]], None]) -> Callable[..., None]:
         except (ValueError, OSError) as error:
             if "--debug" in arguments:
                 raise
-            print(f"error: {error}", file=sys.stderr)
+            # Some libraries break their messages into lines.
+            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
             sys.exit(2)
 
     return run
 
 
 def say(message: str) -> None:
-    """Prints a line of progress on stderr at once: what the command does while nothing else is to be seen."""
-    print(message, file=sys.stderr, flush=True)
+    """Prints a line of progress on stderr at once; of the processes of a launch, only the first of a machine does."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(message, file=sys.stderr, flush=True)
 
 
-__all__ = ["CommandParser", "add_shared_option", "command", "say"]
+__all__ = ["CommandParser", "add_shared_option", "at_least", "command", "say"]

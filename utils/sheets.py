@@ -1,4 +1,4 @@
-"""Sheets of pictures: the ranked images of queries, and a contact sheet of a data set."""
+"""Sheets of pictures: the ranked images of several queries, and a contact sheet of a data set."""
 
 import random
 from collections.abc import Mapping, Sequence
@@ -10,12 +10,12 @@ from PIL import Image, ImageDraw
 from ..processing_eccl import read_image
 
 _GREEN, _RED = (20, 160, 60), (210, 40, 40)
-# The contact sheet, in pixels.
+# Sizes of the contact sheet in pixels, except the number of columns.
 _COLUMNS, _CELL_WIDTH, _IMAGE_HEIGHT, _GAP, _FONT_SIZE, _LINE_HEIGHT = 3, 400, 300, 16, 14, 18
 
 
 def wrap_text(draw: ImageDraw.ImageDraw, text: str, width: int, font_size: int) -> list[str]:
-    """Breaks a text into lines of at most `width` pixels; a single word that is wider has a line for itself."""
+    """Breaks a text into lines of at most `width` pixels; a word that is wider gets a line alone."""
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()
@@ -31,11 +31,11 @@ def draw_ranked_images(
     height: int = 240,
     scores: Sequence[Sequence[float]] | None = None,
 ) -> Image.Image:
-    """Draws each query as a sentence with the images found for it below, from the best to the worst.
+    """Draws each query as a sentence, with the images found for it below, from the best to the worst.
 
     Args:
-        queries: for each query its sentence and the images found, each with `True` if it shows the right person (green
-            frame), `False` if not (red frame), `None` if that is unknown (no frame).
+        queries: for each query its sentence and the images found. Each image has `True` if it shows the right person
+            (green frame), `False` if it does not (red frame), `None` if that is unknown (no frame).
         height: height of each image on the sheet, in pixels; the width is a third of it.
         scores: for each query one number per image, written below the image.
     """
@@ -85,7 +85,7 @@ def draw_contact_sheet(dataset: Sequence[Mapping[str, Any]], count: int = 12, se
 
 
 def _make_cell(item: Mapping[str, Any]) -> tuple[Image.Image, list[str]]:
-    """The image of an item at the height of the sheet, and the lines of text to its right."""
+    """Returns the image of an item at its size on the sheet, and the lines of text to the right of it."""
     image = read_image(item["image"])
     width = min(_CELL_WIDTH // 2, max(1, round(image.width * _IMAGE_HEIGHT / image.height)))
     draw = ImageDraw.Draw(Image.new("RGB", (1, 1)))

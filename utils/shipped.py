@@ -1,4 +1,4 @@
-"""Files that ship with the package: CLIP's tokenizer, the recipes; and the small backbone, in a checkout only."""
+"""The files that ship with the package: the tokenizer of CLIP and the recipes; in a checkout, also a small backbone."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,17 +12,17 @@ BACKBONE = _ROOT / "assets" / "synthetic-backbone"
 
 
 def clip_tokenizer() -> "CLIPTokenizer":
-    """Loads CLIP's own tokenizer, which ships with this package."""
+    """Loads the tokenizer of CLIP, which ships with this package."""
     from transformers import CLIPTokenizer
 
     return CLIPTokenizer.from_pretrained(_ROOT / "assets" / "clip-tokenizer")
 
 
 def shipped_backbone() -> Path:
-    """The folder of the small synthetic backbone.
+    """Returns the folder of the small backbone that was trained on synthetic data.
 
     Raises:
-        FileNotFoundError: it is not there: a wheel leaves it out.
+        FileNotFoundError: the folder is missing, because the package was installed from a wheel.
     """
     if not BACKBONE.is_dir():
         raise FileNotFoundError(f"{BACKBONE} is missing: the synthetic backbone is in the repository, not in the wheel")
@@ -30,10 +30,13 @@ def shipped_backbone() -> Path:
 
 
 def find_recipe(name: str) -> Path:
-    """The file of a recipe, by path (`my/recipe.yaml`) or by the name of one that ships (`eccl_rstpreid`).
+    """Finds the file of a recipe.
+
+    Args:
+        name: a path (`my/recipe.yaml`), or the name of a recipe that ships with the package (`eccl_rstpreid`).
 
     Raises:
-        FileNotFoundError: there is no such recipe; the message lists those that ship.
+        FileNotFoundError: there is no such recipe; the message lists the names that exist.
     """
     for path in (Path(name), RECIPES / name, RECIPES / f"{name}.yaml"):
         if path.is_file():

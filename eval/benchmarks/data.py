@@ -1,8 +1,8 @@
-"""Times the way of the data: first load with every check, second load, and training pairs from workers.
+"""Measures how fast a benchmark is loaded, with every check and again from the cache, and how fast it feeds training.
 
 python -m eccl.eval.benchmarks.data --dataset cuhk_pedes --data_dir DIR
 
-Each measurement runs in a process of its own, so that its peak memory is its own; the cache is a fresh one.
+Each measurement runs in a new process, so that its peak memory is not that of another one. The cache is a new folder.
 """
 
 import argparse
@@ -13,33 +13,50 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from itertools import pairwise
 
-import datasets
-from torch.utils.data import DataLoader
-
-from ...dataset_scripts import BENCHMARKS
-from ...processing_eccl import ECCLImageProcessor, ECCLProcessor
-from ...training.pairs import CaptionPairs, PairCollator
-from ...training.samplers import PairSampler
-from ...utils.shipped import clip_tokenizer
+from ...utils.command_line import CommandParser, add_shared_option, at_least, command, say
 
 _BATCH_SIZE = 128
 
 
 def time_load(dataset: str, data_dir: str, cache_dir: str) -> dict[str, float]:
-    """Seconds for `load_dataset`, and how many images it gave."""
+    """Measures the seconds that `load_dataset` takes, and counts the images."""
+    import datasets
+
+    from ... import dataset_scripts  # noqa: F401  # registers the benchmarks
+
     start = time.perf_counter()
     splits = datasets.load_dataset(dataset, data_dir=data_dir, cache_dir=cache_dir)
     return {"seconds": time.perf_counter() - start, "images": sum(map(len, splits.values()))}
 
 
 def time_pairs(dataset: str, data_dir: str, cache_dir: str, num_workers: int, batches: int) -> dict[str, float]:
-    """Training pairs a second, decoded, augmented, tokenised and collated; the median over batches after the first."""
-    rows = datasets.load_dataset(dataset, data_dir=data_dir, cache_dir=cache_dir, split="train")
+    """Measures the training pairs per second that a data loader decodes, augments, tokenises and collates.
+
+    Args:
+        dataset, data_dir, cache_dir: the benchmark, as `load_dataset` takes it.
+        num_workers: number of worker processes that make the pairs.
+        batches: number of batches to measure, at least three for each worker.
+
+    Returns:
+        `pairs_per_second` (a median), `slowest` and `fastest`, each over stretches of one batch from each worker.
+
+    Raises:
+        ValueError: the train split has too few batches to measure a rate.
+    """
+    import datasets
+    from torch.utils.data import DataLoader
+
+    from ... import dataset_scripts  # noqa: F401  # registers the benchmarks
+    from ...processing_eccl import ECCLImageProcessor, ECCLProcessor
+    from ...training.pairs import CaptionPairs, PairCollator
+    from ...training.samplers import PairSampler
+    from ...utils.shipped import clip_tokenizer
+
+    train = datasets.load_dataset(dataset, data_dir=data_dir, cache_dir=cache_dir, split="train")
     processor = ECCLProcessor(ECCLImageProcessor(), clip_tokenizer())
-    pairs = CaptionPairs(rows, processor)
+    pairs = CaptionPairs(train, processor)
     loader = DataLoader(
         pairs,
         batch_size=_BATCH_SIZE,
@@ -48,7 +65,7 @@ def time_pairs(dataset: str, data_dir: str, cache_dir: str, num_workers: int, ba
         collate_fn=PairCollator(processor),
         multiprocessing_context="fork" if num_workers else None,
     )
-    # Workers hand over in bursts: rates over stretches of as many batches as there are workers, the start left out.
+    # Workers deliver in bursts, so a rate is measured over as many batches as there are workers.
     stretch = max(1, num_workers)
     times = []
     for index, _ in enumerate(loader):
@@ -56,51 +73,84 @@ def time_pairs(dataset: str, data_dir: str, cache_dir: str, num_workers: int, ba
             times.append(time.perf_counter())
         if index >= batches:
             break
-    # The first batches were waiting in the workers' queues, filled while nothing was taken from them.
+    # The first batches are left out: the workers made them before the loop asked for them.
     stretches = [later - earlier for earlier, later in pairwise(times[2:])]
+    if not stretches:
+        raise ValueError(
+            f"the train split of {dataset} in {data_dir} has {len(loader)} batches of {_BATCH_SIZE} pairs, a rate "
+            f"needs at least {3 * stretch + 1} with {num_workers} workers"
+        )
     rates = [stretch * _BATCH_SIZE / seconds for seconds in stretches]
     return {"pairs_per_second": statistics.median(rates), "slowest": min(rates), "fastest": max(rates)}
 
 
-def _measured(task: Callable[[], dict[str, float]]) -> None:
-    """Prints what a measurement gave, with this process's peak memory, for the parent to read."""
-    result = task()
+def run_measurement(options: argparse.Namespace) -> None:
+    """Runs the measurement `options.measure` in this process, and prints the result as JSON for the parent process."""
+    source = options.dataset, options.data_dir, options.cache_dir
+    if options.measure == "load":
+        result = time_load(*source)
+    else:
+        result = time_pairs(*source, options.num_workers, options.batches)
     peaks = [resource.getrusage(who).ru_maxrss / 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     print(json.dumps(result | {"peak_mib": peaks[0], "worker_peak_mib": peaks[1]}))
 
 
-def _in_own_process(measurement: str, options: argparse.Namespace, cache_dir: str) -> dict[str, float]:
-    command = [sys.executable, "-m", "eccl.eval.benchmarks.data", "--measure", measurement, "--cache_dir", cache_dir]
+def _measure_in_new_process(measurement: str, options: argparse.Namespace, cache_dir: str) -> dict[str, float]:
+    words = [sys.executable, "-m", "eccl.eval.benchmarks.data", "--measure", measurement, "--cache_dir", cache_dir]
     for name in ("dataset", "data_dir", "num_workers", "batches"):
-        command += [f"--{name}", str(getattr(options, name))]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        words += [f"--{name}", str(getattr(options, name))]
+    done = subprocess.run(words, stdout=subprocess.PIPE, text=True)
+    if done.returncode == 2:
+        # The process has reported the user's mistake on stderr.
+        sys.exit(2)
+    done.check_returncode()
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m eccl.eval.benchmarks.data", description=__doc__.partition("\n")[0])
-    parser.add_argument("--dataset", choices=BENCHMARKS, default="cuhk_pedes")
-    parser.add_argument("--data_dir", required=True)
-    parser.add_argument("--num_workers", type=int, default=2, help="processes that make training pairs")
-    parser.add_argument("--batches", type=int, default=60, help="batches of 128 pairs to time")
+def make_parser() -> CommandParser:
+    parser = CommandParser("python -m eccl.eval.benchmarks.data", __doc__)
+    parser.add_argument(
+        "--dataset",
+        default="cuhk_pedes",
+        help="benchmark to measure: cuhk_pedes, icfg_pedes, rstpreid or synthetic_pedes",
+    )
+    add_shared_option(parser, "data_dir")
+    add_shared_option(parser, "num_workers", default=2, help="number of worker processes that make training pairs")
+    parser.add_argument("--batches", type=at_least(3), default=60, help="number of batches of 128 pairs to measure")
+    # For the processes that this command starts.
     parser.add_argument("--measure", choices=("load", "pairs"), help=argparse.SUPPRESS)
     parser.add_argument("--cache_dir", help=argparse.SUPPRESS)
-    options = parser.parse_args(arguments)
-    where = (options.dataset, options.data_dir, options.cache_dir)
-    if options.measure == "load":
-        return _measured(lambda: time_load(*where))
-    if options.measure == "pairs":
-        return _measured(lambda: time_pairs(*where, options.num_workers, options.batches))
+    return parser
+
+
+@command
+def main(arguments: list[str]) -> None:
+    options = make_parser().parse_args(arguments)
+    if options.measure:
+        run_measurement(options)
+        return
+    needed = 3 * max(1, options.num_workers)
+    if options.batches < needed:
+        raise ValueError(
+            f"--batches is {options.batches}, it must be at least {needed} with {options.num_workers} workers"
+        )
+    say(f"loading {options.dataset} from {options.data_dir}")
+    # Imported here, because the import takes a second.
+    from ...dataset_scripts import BENCHMARKS
+
+    if options.dataset not in BENCHMARKS:
+        raise ValueError(f"--dataset is {options.dataset!r}, it must be one of {', '.join(BENCHMARKS)}")
     with tempfile.TemporaryDirectory() as cache_dir:
-        first, second = (_in_own_process("load", options, cache_dir) for _ in range(2))
-        pairs = _in_own_process("pairs", options, cache_dir)
+        first, second = (_measure_in_new_process("load", options, cache_dir) for _ in range(2))
+        say("making training pairs")
+        pairs = _measure_in_new_process("pairs", options, cache_dir)
     print(f"{int(first['images']):,} images of {options.dataset} in {options.data_dir}")
-    for name, figures in (("first load, every image decoded", first), ("second load", second)):
+    for name, figures in (("first load, every image decoded", first), ("second load, from the cache", second)):
         print(f"{name:34} {figures['seconds']:8.1f} s   peak memory {figures['peak_mib']:6.0f} MiB")
-    spread = f"{pairs['slowest']:.0f} to {pairs['fastest']:.0f}"
     name = f"training pairs, {options.num_workers} workers"
-    memory = f"{pairs['peak_mib']:6.0f} MiB, of a worker {pairs['worker_peak_mib']:.0f} MiB"
-    print(f"{name:34} {pairs['pairs_per_second']:8.0f} / s   peak memory {memory}; {spread} / s")
+    memory = f"{pairs['peak_mib']:6.0f} MiB, {pairs['worker_peak_mib']:.0f} MiB in the largest worker"
+    spread = f"{pairs['slowest']:.0f} to {pairs['fastest']:.0f} / s"
+    print(f"{name:34} {pairs['pairs_per_second']:8.0f} / s   peak memory {memory}; {spread}")
 
 
 if __name__ == "__main__":

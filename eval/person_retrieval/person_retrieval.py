@@ -1,32 +1,36 @@
 """Rank-k, mAP and mINP of text-to-image person retrieval, for `evaluate.load`."""
 
+import collections.abc
 import concurrent.futures
 import os
+import typing
 
 import datasets
 import evaluate
 import numpy
 
 _DESCRIPTION = """
-Text-to-image person retrieval: each query ranks the whole gallery by cosine similarity. Rank-k is the share of queries
-with an image of the right person among the first k; AP the mean, over the query's relevant images, of rank among the
-relevant / rank among all; INP the number of relevant images / rank of the last one. All in percent. Ties go to the
-lower gallery index.
+Text-to-image person retrieval: each query ranks the whole gallery by cosine similarity. An image is relevant if it
+shows the person of the query. Rank-k is the percentage of queries with a relevant image among the first k. AP is the
+mean over the query's relevant images of (rank among the relevant images / rank among all images), and mAP is its mean
+over the queries. INP is (number of relevant images / rank of the last one), and mINP is its mean over the queries. All
+figures are percentages. If two similarities are equal, the image with the lower gallery index ranks first.
 """
 
 _KWARGS_DESCRIPTION = """
 Args:
-    predictions: query embeddings (queries, dim), or, without `gallery_embeds`, rows of similarities (queries, gallery).
+    predictions: query embeddings (queries, dim); or, without `gallery_embeds`, similarities (queries, gallery).
         Arrays, lists, or tensors on any device.
-    references: the person id of each query, a whole number; each must have an image in the gallery.
-    gallery_embeds: image embeddings (gallery, dim); need not be normalised.
+    references: the person id of each query, a whole number; each person must have an image in the gallery.
+    gallery_embeds: image embeddings (gallery, dim); they need not be normalised.
     gallery_person_ids: the person id of each gallery image.
-    ks: the k of Rank-k; (1, 5, 10) by default.
-    return_per_query: also give what the means are of, an entry a query.
-    block_size: queries compared with the gallery at a time; by default what 128 MiB of similarities hold.
+    ks: the values of k of Rank-k; (1, 5, 10) by default.
+    return_per_query: also return the figures of each query.
+    block_size: number of queries that are compared with the gallery at a time; by default as many as give 128 MiB of
+        similarities.
 Returns:
-    rank1, rank5, rank10 (one a k), mAP, mINP: percent; with return_per_query also `per_query`, arrays of `first_rank`
-    (of the first right image, from 1), `AP` and `INP` (percent).
+    rank1, rank5, rank10 (one for each k), mAP and mINP, in percent. With return_per_query also `per_query`: the arrays
+    `first_rank` (rank of the first relevant image, counted from 1), `AP` and `INP` (percent), each (queries,).
 Examples:
     >>> metric = evaluate.load("eval/person_retrieval")
     >>> metric.compute(predictions=[[1.0, 0.0], [0.0, 1.0]], references=[7, 8],
@@ -34,19 +38,21 @@ Examples:
     {'rank1': 100.0, 'rank5': 100.0, 'rank10': 100.0, 'mAP': 100.0, 'mINP': 100.0}
 """
 
-# Similarities held at a time. Large blocks: after each product the linear algebra's threads wait busily for a while.
+# Bytes of similarities in memory at a time. Blocks are large, because the threads of the linear algebra keep a
+# processor busy for a while after each product.
 _BLOCK_BYTES = 128 * 2**20
-# Relevant images of a row that are looked at together, and the bytes that comparing several rows may take: small enough
-# for a processor's caches, large enough for threads to work side by side.
+# How many relevant images of a row are compared at a time, and the bytes of memory for the comparison of several rows:
+# small enough for the caches of a processor, large enough to keep several threads busy.
 _SCORES_AT_A_TIME = 32
 _SCRATCH_BYTES = 4 * 2**20
-# Bytes of 0 and 1 are added eight at a time, as one number of 64 bits: 255 of them before a byte could overflow.
+# The bytes to count are 0 or 1. Eight of them are added at once, as one 64-bit number; after 255 additions a byte could
+# overflow.
 _WORDS = 255
 _WORD_BYTES = 8
 
 
 def _as_array(name, values):
-    if hasattr(values, "detach"):  # a tensor: of any device, and of types that numpy does not have
+    if hasattr(values, "detach"):  # a tensor: it may be on a GPU, or of a type that numpy lacks, such as bfloat16
         values = values.detach().cpu()
         values = values.float().numpy() if values.is_floating_point() else values.numpy()
     try:
@@ -59,22 +65,22 @@ def _as_matrix(name, values):
     matrix = _as_array(name, values).astype(numpy.float32, copy=False)
     if matrix.ndim != 2 or not matrix.size:
         raise ValueError(f"{name} has shape {matrix.shape}, it must be a matrix with at least one row and one column")
-    # A sum is infinite or NaN if anything in it is, and needs no matrix of truths beside it.
+    # The sum of a row is infinite or NaN if one of its values is. This needs no second matrix of truth values.
     with numpy.errstate(over="ignore", invalid="ignore"):
         suspect = numpy.flatnonzero(~numpy.isfinite(matrix.sum(axis=1)))
     for row in suspect:
         if not numpy.isfinite(matrix[row]).all():
-            raise ValueError(f"row {row} of {name} holds NaN or infinity")
+            raise ValueError(f"row {row} of {name} contains NaN or infinity, all values must be finite")
     return matrix
 
 
 def _as_ids(name, values):
     ids = _as_array(name, values)
     if ids.ndim != 1:
-        raise ValueError(f"{name} has shape {ids.shape}, it must be a list of person ids")
+        raise ValueError(f"{name} has shape {ids.shape}, it must be a list of numbers")
     whole = ids.dtype.kind in "iu" or (ids.dtype.kind == "f" and (ids == numpy.floor(ids)).all())
     if ids.size and not whole:
-        raise ValueError(f"{name} holds {ids.dtype} values, person ids must be whole numbers")
+        raise ValueError(f"{name} contains {ids.dtype} values, it must contain whole numbers")
     return ids.astype(numpy.int64)
 
 
@@ -83,38 +89,44 @@ def _unit_rows(name, matrix):
         lengths = numpy.linalg.norm(matrix, axis=1, keepdims=True)
     bad = numpy.flatnonzero((lengths[:, 0] == 0) | ~numpy.isfinite(lengths[:, 0]))
     if bad.size:
-        what = "is zero and has no direction" if not lengths[bad[0], 0] else "is too long for float32"
-        raise ValueError(f"row {bad[0]} of {name} {what}")
+        reason = "is zero, so it has no direction" if not lengths[bad[0], 0] else "is too long for float32"
+        raise ValueError(f"row {bad[0]} of {name} {reason}")
     return matrix / lengths
 
 
 def _check_sizes(num_queries, query_person_ids, gallery_size, gallery_person_ids):
     if len(query_person_ids) != num_queries:
-        raise ValueError(f"there are {num_queries} predictions and {len(query_person_ids)} references")
+        raise ValueError(
+            f"there are {num_queries} predictions and {len(query_person_ids)} references, each prediction needs one "
+            f"reference"
+        )
     if len(gallery_person_ids) != gallery_size:
-        raise ValueError(f"the gallery has {gallery_size} images and {len(gallery_person_ids)} gallery_person_ids")
+        raise ValueError(
+            f"the gallery has {gallery_size} images and {len(gallery_person_ids)} gallery_person_ids, each image needs "
+            f"one person id"
+        )
 
 
-def _rows_per_block(gallery_size, asked_for):
-    if asked_for is not None:
-        if asked_for < 1:
-            raise ValueError(f"block_size is {asked_for}, it must be at least 1")
-        return asked_for
+def _rows_per_block(gallery_size, block_size):
+    if block_size is not None:
+        if block_size < 1:
+            raise ValueError(f"block_size is {block_size}, it must be at least 1")
+        return block_size
     return max(1, _BLOCK_BYTES // (4 * gallery_size))
 
 
 def _count_true(truths):
-    """How many along the last axis are true; it is padded to whole groups of words with false."""
+    """Counts the true values along the last axis, which must be padded with false to whole groups of words."""
     words = truths.view(numpy.uint64).reshape(*truths.shape[:-1], -1, _WORDS)
     by_byte = numpy.add.reduce(words, axis=-1).view(numpy.uint8)
     return by_byte.sum(axis=-1, dtype=numpy.int64)
 
 
 def _ranks_of_relevant(rows, relevant_of_rows):
-    """The ranks (from 1) of each row's relevant images, ascending, of one row after the other.
+    """Finds the ranks (from 1) of each row's relevant images, in ascending order, for one row after the other.
 
-    A rank is one more than the number of images before it. Those are counted: sorting a row to find the places of a
-    few would cost far more.
+    A rank is the number of better images plus one. The better images are counted: to sort a row only to find the
+    places of a few images would cost far more.
 
     Args:
         rows: (rows, gallery) similarities, finite.
@@ -132,83 +144,110 @@ def _ranks_of_relevant(rows, relevant_of_rows):
 
 
 def _ranks_of_few(rows, relevant_of_rows, padded_size):
+    """Does the work of `_ranks_of_relevant` for as many rows as fit in the caches."""
     lengths = numpy.array([len(relevant) for relevant in relevant_of_rows])
     exists = numpy.arange(lengths.max()) < lengths[:, None]
-    # Places that a row does not need look at image 0 with a score that nothing reaches.
+    # A row with fewer relevant images has spare places. They refer to image 0, with an infinite score.
     relevant = numpy.zeros(exists.shape, dtype=numpy.int64)
     relevant[exists] = numpy.concatenate(relevant_of_rows)
     scores = numpy.where(exists, numpy.take_along_axis(rows, relevant, axis=1), numpy.inf).astype(rows.dtype)
     ranks = numpy.empty(exists.shape, dtype=numpy.int64)
     padded = numpy.zeros((len(rows), min(_SCORES_AT_A_TIME, exists.shape[1]), padded_size), dtype=bool)
     for start in range(0, exists.shape[1], _SCORES_AT_A_TIME):
-        own = slice(start, start + _SCORES_AT_A_TIME)
-        truths = padded[:, : scores[:, own].shape[1]]
+        places = slice(start, start + _SCORES_AT_A_TIME)
+        truths = padded[:, : scores[:, places].shape[1]]
         compared = truths[..., : rows.shape[1]]
-        numpy.greater(rows[:, None, :], scores[:, own, None], out=compared)
-        ranks[:, own] = 1 + _count_true(truths)
-        numpy.equal(rows[:, None, :], scores[:, own, None], out=compared)
-        if numpy.count_nonzero(compared) > exists[:, own].sum():
-            # Something equals a score beside the image itself: those with a lower index come first.
-            for row, place in numpy.argwhere(exists[:, own]):
+        numpy.greater(rows[:, None, :], scores[:, places, None], out=compared)
+        ranks[:, places] = 1 + _count_true(truths)
+        numpy.equal(rows[:, None, :], scores[:, places, None], out=compared)
+        if numpy.count_nonzero(compared) > exists[:, places].sum():
+            # Another image has the same score as a relevant image. The images with a lower index rank before it.
+            for row, place in numpy.argwhere(exists[:, places]):
                 ranks[row, start + place] += numpy.count_nonzero(compared[row, place, : relevant[row, start + place]])
     ranks[~exists] = numpy.iinfo(ranks.dtype).max
     ranks.sort(axis=1)
     return ranks[exists]
 
 
-def retrieval_metrics(similarity_blocks, query_person_ids, gallery_person_ids, ks=(1, 5, 10), return_per_query=False):
-    """Scores blocks of similarity rows.
-
-    Args:
-        similarity_blocks: an iterable of (rows, gallery) arrays that together hold every query once, in order; finite.
-        query_person_ids: the person of each query.
-        gallery_person_ids: the person of each gallery image.
-        ks: the k of Rank-k, positive.
-        return_per_query: also give `per_query`, see the metric.
-
-    Returns:
-        A dict of rank{k}, mAP and mINP, in percent.
-
-    Raises:
-        ValueError: no queries, no gallery, a k below 1, or a query whose person is not in the gallery; it is named.
-    """
-    query_person_ids = _as_ids("references", query_person_ids)
-    gallery_person_ids = _as_ids("gallery_person_ids", gallery_person_ids)
-    for name, ids in (("references", query_person_ids), ("gallery_person_ids", gallery_person_ids)):
-        if not ids.size:
-            raise ValueError(f"{name} is empty")
-    ks = _as_ids("ks", numpy.atleast_1d(ks)).tolist()
-    if any(k < 1 for k in ks):
-        raise ValueError(f"ks is {tuple(ks)}, each k must be at least 1")
+def _find_relevant(query_person_ids, gallery_person_ids):
+    """Returns the gallery indices of each query's relevant images, in ascending order."""
     by_person = numpy.argsort(gallery_person_ids, kind="stable")
     persons, starts = numpy.unique(gallery_person_ids[by_person], return_index=True)
     images_of = dict(zip(persons.tolist(), numpy.split(by_person, starts[1:]), strict=True))
     for query, person in enumerate(query_person_ids.tolist()):
         if person not in images_of:
-            raise ValueError(f"query {query} asks for person {person}, of whom the gallery has no image")
-    relevant = [images_of[person] for person in query_person_ids.tolist()]
+            raise ValueError(f"query {query} asks for person {person}, but the gallery has no image of this person")
+    return [images_of[person] for person in query_person_ids.tolist()]
+
+
+def _rank_blocks(similarity_blocks, relevant):
+    """Finds the ranks of all queries' relevant images, as `_ranks_of_relevant` does for some rows."""
     ranks, scored, num_workers = [], 0, os.cpu_count() or 1
-    # numpy compares and counts outside the interpreter's lock.
+    # numpy compares and counts without the interpreter's lock, so threads run at the same time.
     with concurrent.futures.ThreadPoolExecutor(num_workers) as pool:
         for block in similarity_blocks:
             if scored + len(block) > len(relevant):
-                raise ValueError(f"there are more rows of similarities than the {len(relevant)} references")
-            own = relevant[scored : scored + len(block)]
+                raise ValueError(
+                    f"there are more rows of similarities than the {len(relevant)} references, each row needs one "
+                    f"reference"
+                )
+            relevant_of_block = relevant[scored : scored + len(block)]
             step = max(1, -(-len(block) // num_workers))
             starts = range(0, len(block), step)
             ranks += pool.map(
-                _ranks_of_relevant, [block[i : i + step] for i in starts], [own[i : i + step] for i in starts]
+                _ranks_of_relevant,
+                [block[start : start + step] for start in starts],
+                [relevant_of_block[start : start + step] for start in starts],
             )
             scored += len(block)
     if scored < len(relevant):
-        raise ValueError(f"there are {scored} rows of similarities and {len(relevant)} references")
+        raise ValueError(
+            f"there are {scored} rows of similarities and {len(relevant)} references, each reference needs one row"
+        )
+    return numpy.concatenate(ranks)
+
+
+def retrieval_metrics(
+    similarity_blocks: collections.abc.Iterable[numpy.ndarray],
+    query_person_ids: typing.Any,
+    gallery_person_ids: typing.Any,
+    ks: int | collections.abc.Sequence[int] = (1, 5, 10),
+    return_per_query: bool = False,
+) -> dict[str, typing.Any]:
+    """Computes the metrics from blocks of similarities.
+
+    Args:
+        similarity_blocks: (rows, gallery) arrays of finite similarities. Together they have one row for each query, in
+            the order of the queries.
+        query_person_ids: the person of each query.
+        gallery_person_ids: the person of each gallery image.
+        ks: the values of k of Rank-k, each at least 1.
+        return_per_query: also return `per_query`, see the metric.
+
+    Returns:
+        rank{k} for each k, mAP and mINP, in percent.
+
+    Raises:
+        ValueError: there are no queries or no gallery images, a k is less than 1, the number of rows is wrong, or the
+            gallery has no image of a query's person; the message names the query and the person.
+    """
+    query_person_ids = _as_ids("references", query_person_ids)
+    gallery_person_ids = _as_ids("gallery_person_ids", gallery_person_ids)
+    for name, ids in (("references", query_person_ids), ("gallery_person_ids", gallery_person_ids)):
+        if not ids.size:
+            raise ValueError(f"{name} is empty, it must have at least one entry")
+    list_of_ks = _as_ids("ks", numpy.atleast_1d(ks)).tolist()
+    if any(k < 1 for k in list_of_ks):
+        raise ValueError(f"ks is {tuple(list_of_ks)}, each k must be at least 1")
+    relevant = _find_relevant(query_person_ids, gallery_person_ids)
+    ranks = _rank_blocks(similarity_blocks, relevant)
     counts = numpy.array([len(images) for images in relevant])
-    ends, ranks = counts.cumsum(), numpy.concatenate(ranks)
+    ends = counts.cumsum()
     first_rank, last_rank = ranks[ends - counts], ranks[ends - 1]
-    among_relevant = numpy.arange(1, len(ranks) + 1) - (ends - counts).repeat(counts)
-    precision = 100 * numpy.add.reduceat(among_relevant / ranks, ends - counts) / counts
+    rank_among_relevant = numpy.arange(1, len(ranks) + 1) - (ends - counts).repeat(counts)
+    precision = 100 * numpy.add.reduceat(rank_among_relevant / ranks, ends - counts) / counts
     inverse_penalty = 100 * counts / last_rank
-    metrics = {f"rank{k}": float(100 * (first_rank <= k).mean()) for k in ks}
+    metrics: dict[str, typing.Any] = {f"rank{k}": float(100 * (first_rank <= k).mean()) for k in list_of_ks}
     metrics |= {"mAP": float(precision.mean()), "mINP": float(inverse_penalty.mean())}
     if return_per_query:
         metrics["per_query"] = {"first_rank": first_rank, "AP": precision, "INP": inverse_penalty}
@@ -216,24 +255,27 @@ def retrieval_metrics(similarity_blocks, query_person_ids, gallery_person_ids, k
 
 
 def score_embeddings(
-    query_embeds,
-    query_person_ids,
-    gallery_embeds,
-    gallery_person_ids,
-    ks=(1, 5, 10),
-    block_size=None,
-    return_per_query=False,
-):
-    """Scores (queries, dim) against (gallery, dim) embeddings by cosine; the rest as in `retrieval_metrics`."""
+    query_embeds: typing.Any,
+    query_person_ids: typing.Any,
+    gallery_embeds: typing.Any,
+    gallery_person_ids: typing.Any,
+    ks: int | collections.abc.Sequence[int] = (1, 5, 10),
+    block_size: int | None = None,
+    return_per_query: bool = False,
+) -> dict[str, typing.Any]:
+    """Computes the metrics from (queries, dim) and (gallery, dim) embeddings, which are compared by cosine similarity.
+
+    The other arguments, the result and the errors are those of `retrieval_metrics` and of the metric.
+    """
     queries, gallery = _as_matrix("predictions", query_embeds), _as_matrix("gallery_embeds", gallery_embeds)
     if gallery.shape[1] != queries.shape[1]:
         raise ValueError(
-            f"predictions have {queries.shape[1]} dimensions, gallery_embeds {gallery.shape[1]}: they must agree"
+            f"predictions have {queries.shape[1]} dimensions, gallery_embeds {gallery.shape[1]}: they must be equal"
         )
     _check_sizes(len(queries), query_person_ids, len(gallery), gallery_person_ids)
     queries, gallery = _unit_rows("predictions", queries), _unit_rows("gallery_embeds", gallery)
     block_size = _rows_per_block(len(gallery), block_size)
-    # One block's memory serves all of them.
+    # All blocks use the same memory, one after the other.
     similarities = numpy.empty((min(block_size, len(queries)), len(gallery)), dtype=numpy.float32)
     starts = range(0, len(queries), block_size)
     parts = (queries[start : start + block_size] for start in starts)
@@ -242,11 +284,11 @@ def score_embeddings(
 
 
 class PersonRetrieval(evaluate.Metric):
-    """Rank-k, mAP and mINP; see the module's docstring for the definitions."""
+    """Rank-k, mAP and mINP, as `_DESCRIPTION` defines them."""
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args: typing.Any, **kwargs: typing.Any):
         super().__init__(*args, **kwargs)
-        self._batches = []
+        self._batches: list[tuple[numpy.ndarray, numpy.ndarray]] = []
 
     def _info(self):
         return evaluate.MetricInfo(
@@ -258,33 +300,38 @@ class PersonRetrieval(evaluate.Metric):
             ),
         )
 
-    # The library writes what it is given to a file and reads it back, so that several processes can add to one metric.
-    # For embeddings that takes longer than the figures do: a single process keeps its arrays.
+    # The library writes all inputs to a file and reads them back, so that several processes can add to one metric. For
+    # embeddings, this takes longer than the metrics themselves. So a single process keeps its arrays in memory.
 
-    def add_batch(self, *, predictions=None, references=None, **kwargs):
+    def add_batch(self, *, predictions: typing.Any = None, references: typing.Any = None, **kwargs: typing.Any) -> None:
         """Keeps a batch of queries for `compute`."""
         if self.num_process > 1 or kwargs:
             return super().add_batch(predictions=predictions, references=references, **kwargs)
-        self._batches.append(_checked_batch(predictions, references))
+        self._batches.append(_check_batch(predictions, references))
 
-    def add(self, *, prediction=None, reference=None, **kwargs):
+    def add(self, *, prediction: typing.Any = None, reference: typing.Any = None, **kwargs: typing.Any) -> None:
         """Keeps one query for `compute`."""
         if self.num_process > 1 or kwargs:
             return super().add(prediction=prediction, reference=reference, **kwargs)
-        self._batches.append(_checked_batch([prediction], [reference]))
+        self._batches.append(_check_batch([prediction], [reference]))
 
-    def compute(self, *, predictions=None, references=None, **kwargs):
-        """The figures of what was added and what is given; what was added stays until there are figures of it."""
+    def compute(
+        self, *, predictions: typing.Any = None, references: typing.Any = None, **kwargs: typing.Any
+    ) -> dict[str, typing.Any] | None:
+        """Computes the metrics of the queries that were added before and of those given here.
+
+        The queries that were added are forgotten afterwards; after an error they are kept.
+        """
         if self.num_process > 1:
             return super().compute(predictions=predictions, references=references, **kwargs)
         batches = list(self._batches)
         if predictions is not None or references is not None:
-            batches.append(_checked_batch(predictions, references))
+            batches.append(_check_batch(predictions, references))
         if not batches:
-            raise ValueError("there are no predictions and references: give them, or add them before")
+            raise ValueError("there are no predictions and references: give them to compute, or add them before")
         if len({matrix.shape[1] for matrix, _ in batches}) > 1:
             widths = ", ".join(str(matrix.shape[1]) for matrix, _ in batches)
-            raise ValueError(f"the batches that were added are {widths} wide, they must agree")
+            raise ValueError(f"the predictions that were added have {widths} columns, all must have the same number")
         predictions, references = (
             parts[0] if len(parts) == 1 else numpy.concatenate(parts) for parts in zip(*batches, strict=True)
         )
@@ -314,11 +361,14 @@ class PersonRetrieval(evaluate.Metric):
         return retrieval_metrics(blocks, references, gallery_person_ids, ks, return_per_query)
 
 
-def _checked_batch(predictions, references):
+def _check_batch(predictions, references):
     for name, values in (("predictions", predictions), ("references", references)):
         if values is None:
-            raise ValueError(f"{name} is missing")
+            raise ValueError(f"{name} is missing: each prediction needs one reference")
     predictions, references = _as_matrix("predictions", predictions), _as_ids("references", references)
     if len(predictions) != len(references):
-        raise ValueError(f"there are {len(predictions)} predictions and {len(references)} references")
+        raise ValueError(
+            f"there are {len(predictions)} predictions and {len(references)} references, each prediction needs one "
+            f"reference"
+        )
     return predictions, references

@@ -1,7 +1,7 @@
 import json
+import re
 import shutil
 import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -10,14 +10,16 @@ import yaml
 from PIL import Image
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
+from eccl.dataset_scripts import BENCHMARKS
 from eccl.dataset_scripts.synthetic import SyntheticBenchmark, write_benchmark
-from eccl.eval import evaluate_eccl, heat_map, pictures, reports, reranking
+from eccl.eval import evaluate_eccl, heat_map, pictures, reports, reranking, scoring
+from eccl.hub import loading
 from eccl.hub.adapter import attach_lora, merge_lora, save_adapter
 from eccl.hub.loading import load_model
 from eccl.modeling_eccl import ECCLModel
 from eccl.processing_eccl import ECCLProcessor
 from eccl.training.losses import unit_rows
-from helpers import ROOT
+from helpers import ROOT, launch_command
 
 BACKBONE = str(ROOT / "assets" / "synthetic-backbone")
 
@@ -42,7 +44,7 @@ def run(*words):
     evaluate_eccl.main([str(word) for word in words])
 
 
-def test_models_on_benchmarks_in_both_directions_with_the_published_beside(
+def test_models_are_scored_on_benchmarks_in_both_directions_next_to_the_published_figures(
     benchmark, other_benchmark, tmp_path, capsys
 ):
     run(
@@ -74,7 +76,12 @@ def test_models_on_benchmarks_in_both_directions_with_the_published_beside(
                 query = model.get_text_features(processor(text=caption, return_tensors="pt")["input_ids"])
                 hits += records[int((gallery @ unit_rows(query)[0]).argmax())]["id"] == record["id"]
     assert content["results"][0]["metrics"]["rank1"] == content["rank1"] == pytest.approx(100 * hits / 72)
-    assert f"cuhk_pedes in {benchmark}, split test, text to image: every caption of test queries every image" in printed
+    assert (
+        f"cuhk_pedes in {benchmark}, split test, text to image: every caption of the split queries every image of the "
+        "split; 72 queries, 36 images in the gallery. All figures are in percent."
+    ) in printed
+    assert "every image of the split queries every caption of the split; 36 queries, 72 captions in the" in printed
+    assert "not the published cuhk_pedes, so the published figures cannot be compared with the others: test" in printed
     assert "test has 12 ids, 36 images, 72 captions; published: 1,000 ids" in printed
     assert "| ECCL (published) " in printed and "|  77.17 |  90.64 |   94.39 |  69.81 |      - |" in printed
     assert printed.count("| IRRA (published)") == 2
@@ -88,7 +95,7 @@ def test_models_on_benchmarks_in_both_directions_with_the_published_beside(
     assert all((tmp_path / name).is_file() for name in ("rankings.png", "matching_curve.png"))
 
 
-def test_embeddings_are_kept_and_taken_for_the_same_weights_and_rows_alone(benchmark, tmp_path, monkeypatch):
+def test_kept_embeddings_are_read_only_for_the_same_weights_and_the_same_split(benchmark, tmp_path, monkeypatch):
     common = ("--dataset", "synthetic_pedes", "--data_dir", benchmark, "--cache_dir", tmp_path / "cache")
     run("--model", BACKBONE, *common, "--output_dir", tmp_path / "first")
     run("--model", BACKBONE, *common, "--split", "validation", "--output_dir", tmp_path / "val")
@@ -98,7 +105,7 @@ def test_embeddings_are_kept_and_taken_for_the_same_weights_and_rows_alone(bench
         changed.text_projection.weight.mul_(torch.rand(changed.text_projection.weight.shape))
     changed.save_pretrained(tmp_path / "changed")
     ECCLProcessor.from_pretrained(BACKBONE).save_pretrained(tmp_path / "changed")
-    monkeypatch.setattr(evaluate_eccl, "embed_split", lambda *_, **__: pytest.fail("it was encoded again"))
+    monkeypatch.setattr(scoring, "embed_split", lambda *_, **__: pytest.fail("it was encoded again"))
     run("--model", BACKBONE, *common, "--output_dir", tmp_path / "second")
     first, second = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("first", "second"))
     assert first == second
@@ -142,45 +149,158 @@ def test_an_adapter_and_a_plain_clip_are_scored_too(benchmark, tmp_path, capsys)
     assert load_model(str(tmp_path / "clip"))[0].config.vision_config.image_size == [384, 128]
 
 
+def fails_with(capsys, command, words, message):
+    """Runs a command that must end with one line on stderr and status 2; returns everything else on stderr."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as raised:
+        command([str(word) for word in words])
+    lines = capsys.readouterr().err.splitlines()
+    errors = [line for line in lines if line.startswith("error: ")]
+    assert raised.value.code == 2 and len(errors) == 1 and message in errors[0] and lines[-1] == errors[0]
+    return lines[:-1]
+
+
+@pytest.fixture
+def no_work(monkeypatch):
+    """Makes loading a model or a data set fail: the mistake must be found before."""
+    for name in ("load_model", "load_benchmarks"):
+        monkeypatch.setattr(scoring, name, lambda *_, **__: pytest.fail("the work has begun"))
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--dataset", "cuhk_pedes", "--dataset", "rstpreid", "--data_dir", "x"], "2 --dataset and 1 --data_dir"),
-        (["--dataset", "cuhk_pedes", "--data_dir", "x", "--rerank", "--direction", "image_to_text"], "--rerank is of"),
+        (
+            ["--dataset", "cuhk_pedes", "--dataset", "rstpreid", "--data_dir", "x"],
+            "there are 2 --dataset and 1 --data_dir: give one --data_dir for each --dataset",
+        ),
+        (
+            ["--dataset", "cuhk_pedes", "--data_dir", "x", "--rerank", "--direction", "image_to_text"],
+            "--rerank only applies to text_to_image",
+        ),
+        (["--dataset", "cuhk_pedes", "--data_dir", "x", "--batch_size", "0"], "--batch_size: 0 is too small"),
+        (["--dataset", "cuhk_pedes", "--data_dir", "x", "--batch_size", "many"], "'many' is not a whole number"),
+        (["--dataset", "cuhk_pedes", "--data_dir", "x", "--num_workers", "-1"], "--num_workers: -1 is too small"),
+        (
+            [*(2 * ["--dataset", "cuhk_pedes", "--data_dir", "x"]), "--before", "results.json"],
+            "--before shows one earlier evaluation, but there are 2 --dataset",
+        ),
+        (["--dataset", "cuhk_peds", "--data_dir", "x"], "--dataset is 'cuhk_peds', it must be one of cuhk_pedes, icfg"),
     ],
 )
-def test_arguments_that_do_not_fit_are_refused(words, message, capsys):
-    with pytest.raises(SystemExit):
-        run("--model", BACKBONE, *words)
-    assert message in capsys.readouterr().err
+def test_wrong_arguments_are_refused_before_the_work(words, message, capsys, no_work):
+    fails_with(capsys, evaluate_eccl.main, ["--model", BACKBONE, *words], message)
+
+
+def test_files_that_cannot_be_read_or_written_are_refused_before_the_work(tmp_path, capsys, no_work):
+    common = ["--model", BACKBONE, "--dataset", "cuhk_pedes", "--data_dir", "x"]
+    file = tmp_path / "file"
+    file.write_text("[]")
+    for option in ("--output_dir", "--cache_dir"):
+        fails_with(capsys, evaluate_eccl.main, [*common, option, file], f"{file} cannot be a folder: {file} is a file")
+        fails_with(capsys, evaluate_eccl.main, [*common, option, file / "a" / "b"], f"cannot be a folder: {file} is a")
+    fails_with(capsys, evaluate_eccl.main, [*common, "--before", tmp_path / "none.json"], f"{tmp_path / 'none.json'}")
+    figures = {"rank1": 1, "rank5": 1.5, "rank10": 2, "mAP": 3, "mINP": 4}
+    for content, message in (
+        ("{", "which is not a results.json of an evaluation: "),
+        ("[]", "in which rank1 is None: it must be a number"),
+        (json.dumps(figures | {"mAP": "3"}), "in which mAP is '3'"),
+        (json.dumps(figures | {"mINP": True}), "in which mINP is True"),
+        (json.dumps(figures | {"rank5": float("nan")}), "in which rank5 is nan"),
+    ):
+        file.write_text(content)
+        fails_with(capsys, evaluate_eccl.main, [*common, "--before", file], f"--before is {file}, ")
+        fails_with(capsys, evaluate_eccl.main, [*common, "--before", file], message)
+    file.write_text(json.dumps(figures | {"results": []}))
+    assert evaluate_eccl.read_before(file) == figures
 
 
 @pytest.mark.parametrize(
     ("model", "data_dir", "split", "message"),
     [
-        ("nowhere/at/all", None, "test", "error: .*nowhere/at/all"),
-        (BACKBONE, "/nowhere", "test", "error: no .* in /nowhere"),
-        (BACKBONE, None, "tset", "error: Unknown split .tset"),
+        ("nowhere/at/all", None, "test", "error: nowhere/at/all is not the folder of a model, nor can it be read from"),
+        (BACKBONE, "/nowhere", "test", "error: no reid_raw.json or ICFG-PEDES.json or data_captions.json in /nowhere"),
+        (BACKBONE, None, "tset", "error: Unknown split"),
+        (BACKBONE, None, "test[:0]", 'error: Instruction "test[:0]" corresponds to no data'),
     ],
 )
-def test_names_that_are_none_are_said_in_a_line(benchmark, model, data_dir, split, message):
-    with pytest.raises(SystemExit, match=message):
-        run("--model", model, "--dataset", "synthetic_pedes", "--data_dir", data_dir or benchmark, "--split", split)
+def test_a_name_that_does_not_exist_is_reported_before_a_model_is_loaded(
+    benchmark, model, data_dir, split, message, capsys, monkeypatch
+):
+    monkeypatch.setattr(scoring, "load_model", lambda *_: pytest.fail("a model is loaded"))
+    words = ["--model", model, "--dataset", "synthetic_pedes", "--data_dir", data_dir or benchmark, "--split", split]
+    fails_with(capsys, evaluate_eccl.main, words, message)
+
+
+def test_a_part_of_a_split_of_a_synthetic_set_is_scored_without_an_oracle(benchmark, tmp_path, capsys):
+    common = ("--model", BACKBONE, "--dataset", "synthetic_pedes", "--data_dir", benchmark)
+    run(*common, "--split", "test[:3]", "--output_dir", tmp_path / "part")
+    assert "| oracle " not in capsys.readouterr().out
+    content = json.loads((tmp_path / "part" / "results.json").read_text())
+    assert "oracle_rank1" not in content and content["results"][0]["gallery"] == 3
+    oracle = json.loads((benchmark / "synthetic.json").read_text())["oracle_rank1"]["test"]
+    run(*common, "--output_dir", tmp_path / "whole")
+    assert f"| {oracle:6.2f} |      - |" in capsys.readouterr().out
+    assert json.loads((tmp_path / "whole" / "results.json").read_text())["oracle_rank1"] == oracle
+
+
+def test_the_oracle_is_found_next_to_the_annotation_wherever_that_is(benchmark, tmp_path, capsys):
+    (tmp_path / "parent").mkdir()
+    (tmp_path / "parent" / "CUHK-PEDES").symlink_to(benchmark)
+    run("--model", BACKBONE, "--dataset", "cuhk_pedes", "--data_dir", tmp_path / "parent", "--split", "val")
+    assert "| oracle " in capsys.readouterr().out
+    (tmp_path / "synthetic.json").write_text('{"oracle_rank1": 3}')
+    with pytest.raises(ValueError, match=r"synthetic.json is not the file of a synthetic benchmark: it has no oracle"):
+        scoring.read_oracle(tmp_path, "test")
+    assert scoring.read_oracle(tmp_path / "parent", "test") is None
+
+
+def test_every_model_has_its_row_next_to_the_row_before(benchmark, tmp_path, capsys):
+    common = ("--dataset", "synthetic_pedes", "--data_dir", benchmark, "--split", "val")
+    run("--model", BACKBONE, *common, "--output_dir", tmp_path / "before")
+    models = [tmp_path / folder / "model" for folder in ("one", "two")]
+    for model in models:
+        model.parent.mkdir()
+        model.symlink_to(BACKBONE)
+    capsys.readouterr()
+    words = [word for model in models for word in ("--model", model)]
+    run(*words, *common, "--before", tmp_path / "before" / "results.json", "--output_dir", tmp_path / "after")
+    methods = [line.split("|")[1].strip() for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert methods[2:] == ["before", *map(str, models), "oracle"]
+
+
+def test_curves_have_different_labels():
+    names = ["a/model", "b/model", "b/other", "b/other", "."]
+    assert scoring.shorten_names(names) == {"a/model": "a/model", "b/model": "b/model", "b/other": "other", ".": "."}
+
+    def label(*sources):
+        return scoring.label_benchmarks([scoring.Benchmark(*source, "test", None, [], None) for source in sources])
+
+    assert label(("cuhk_pedes", "x")) == [""]
+    assert label(("cuhk_pedes", "x"), ("rstpreid", "y")) == [" on x", " on y"]
+    assert label(("cuhk_pedes", "x"), ("rstpreid", "x")) == [" on cuhk_pedes in x", " on rstpreid in x"]
+
+
+def test_help_names_every_benchmark(capsys):
+    with pytest.raises(SystemExit) as raised:
+        evaluate_eccl.main(["--help"])
+    printed = " ".join(capsys.readouterr().out.split())
+    assert raised.value.code == 0
+    assert all(name in printed for name in BENCHMARKS)
 
 
 @pytest.mark.slow
 def test_two_processes_give_the_figures_of_one(benchmark, tmp_path):
     figures = []
     for processes in (1, 2):
-        launch = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-        launch += ["--num_processes", str(processes), *(["--multi_gpu"] if processes > 1 else [])]
         output = tmp_path / str(processes)
-        command = [sys.executable, "-m", "accelerate.commands.launch", *launch, str(ROOT / "eval" / "evaluate_eccl.py")]
-        arguments = ["--model", BACKBONE, "--dataset", "synthetic_pedes", "--data_dir", str(benchmark), "--rerank"]
-        arguments += ["--direction", "both", "--batch_size", "5", "--output_dir", str(output)]
-        arguments += ["--cache_dir", str(output / "cache")]
-        # From elsewhere: the script is run by its path.
-        done = subprocess.run([*command, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+        command = launch_command(
+            processes, "eval/evaluate_eccl.py", "--model", BACKBONE, "--dataset", "synthetic_pedes",
+            "--data_dir", benchmark, "--rerank", "--direction", "both", "--batch_size", 5, "--output_dir", output,
+            "--cache_dir", output / "cache",
+        )  # fmt: skip
+        # In another folder, because the file is started by its path.
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr[-3000:]
         assert done.stdout.count("synthetic-backbone (re-ranked)") == 1
         figures.append(json.loads((output / "results.json").read_text()))
@@ -220,8 +340,8 @@ def test_queries_are_chosen_from_both_ends_and_at_random():
     assert chosen == pictures.choose_queries(precisions, each=3)
     for count in (1, 2, 3, 4):
         few = pictures.choose_queries(np.arange(count, dtype=float))
-        named = [query for own in few.values() for query in own]
-        assert sorted(set(named)) == sorted(named) and few["best"] == [count - 1]
+        chosen = [query for queries in few.values() for query in queries]
+        assert sorted(set(chosen)) == sorted(chosen) and few["best"] == [count - 1]
 
 
 def test_matching_curves_rise_from_left_to_right():
@@ -232,7 +352,7 @@ def test_matching_curves_rise_from_left_to_right():
     assert heights[0] > heights[1] > heights[2]
 
 
-def test_a_table_has_a_dash_where_nothing_is_known():
+def test_a_table_has_a_dash_for_a_missing_figure():
     table = reports.format_table({"a": {"rank1": 100.0, "mAP": 3.14159}, "longer": {}}).splitlines()
     assert table[2] == "| a      | 100.00 |      - |       - |   3.14 |      - |"
     assert len({len(line) for line in table}) == 1
@@ -253,11 +373,11 @@ def test_the_tokens_of_a_phrase_are_found():
     with pytest.raises(ValueError, match="is not in the sentence"):
         heat_map.find_phrase(processor, "a red coat", " ")
     processor.max_text_length = 8
-    with pytest.raises(ValueError, match="past the 8 tokens"):
+    with pytest.raises(ValueError, match="comes after the first 8 tokens, which are all that the model reads"):
         heat_map.find_phrase(processor, "a man and a woman and a child in coats", "coats")
 
 
-def test_a_heat_map_is_of_cosines_before_pooling(benchmark, tmp_path, capsys):
+def test_a_heat_map_shows_cosines_before_pooling(benchmark, tmp_path, capsys):
     image = next((benchmark / "imgs").rglob("*.jpg"))
     sentence = "a person in a red coat and blue jeans"
     heat_map.main(
@@ -266,7 +386,7 @@ def test_a_heat_map_is_of_cosines_before_pooling(benchmark, tmp_path, capsys):
             *("--output", str(tmp_path / "heat.png")),
         ]
     )
-    assert "'blue jeans' answers most to row" in capsys.readouterr().out
+    assert re.search(r"best match for 'blue jeans': row \d, column \d of 6 x 2 patches", capsys.readouterr().out)
     assert Image.open(tmp_path / "heat.png").height > 480
     model, processor = load_model(BACKBONE)
     scores = heat_map.patch_scores(model, processor, Image.open(image), sentence, "blue jeans")
@@ -280,8 +400,31 @@ def test_a_heat_map_is_of_cosines_before_pooling(benchmark, tmp_path, capsys):
         for column in range(2):
             expected = torch.cosine_similarity(phrase, patches[0, row, column], dim=0)
             assert scores[row, column].item() == pytest.approx(expected.item(), abs=1e-5)
-    with pytest.raises(SystemExit, match="error: 'hat' is not in"):
-        heat_map.main(["--model", BACKBONE, "--image", str(image), "--sentence", sentence, "--phrase", "hat"])
+
+
+def test_mistakes_are_reported_before_the_model_is_loaded(benchmark, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(loading, "load_model", lambda *_: pytest.fail("a model is loaded"))
+    image = next((benchmark / "imgs").rglob("*.jpg"))
+    (tmp_path / "broken.jpg").write_bytes(b"no image")
+    (tmp_path / "folder.png").mkdir()
+    common = {"--model": BACKBONE, "--image": image, "--sentence": "a red coat", "--phrase": "coat"}
+    common["--output"] = tmp_path / "heat.png"
+    for changes, message in (
+        ({"--output": "heat.txt"}, "heat.txt does not end like a picture file: give a name that ends in .png or .jpg"),
+        ({"--output": "heat"}, "heat does not end like a picture file"),
+        ({"--output": tmp_path / "folder.png"}, "folder.png is a folder, not a picture file"),
+        ({"--output": image / "heat.png"}, f"{image} cannot be a folder: {image} is a file"),
+        ({"--image": tmp_path / "none.jpg"}, f"--image is {tmp_path / 'none.jpg'}, but there is no such file"),
+        ({"--image": tmp_path / "broken.jpg"}, "broken.jpg cannot be read as an image"),
+        ({"--phrase": "hat"}, "the phrase 'hat' is not in the sentence 'a red coat'"),
+        ({"--phrase": " "}, "the phrase ' ' is not in the sentence"),
+    ):
+        words = [word for option in (common | changes).items() for word in option]
+        fails_with(capsys, heat_map.main, words, message)
+    assert not (tmp_path / "heat.png").exists()
+
+
+# -- The report
 
 
 def test_evaluation_writes_flat_results_with_before_and_oracle(make_raw, tmp_path, capsys):

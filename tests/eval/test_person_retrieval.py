@@ -19,7 +19,7 @@ def metric(tmp_path_factory):
 
 
 def brute_force(similarities, query_ids, gallery_ids, ks):
-    """Sorts each row, ties to the lower index, and reads the definitions off the sorted list."""
+    """Computes the metrics by their definitions from sorted rows; the lower index comes first in a tie."""
     hits, precisions, penalties = {k: 0 for k in ks}, [], []
     for row, person in zip(similarities, query_ids, strict=True):
         order = sorted(range(len(row)), key=lambda index: (-row[index], index))
@@ -35,10 +35,10 @@ def brute_force(similarities, query_ids, gallery_ids, ks):
 
 @settings(deadline=None, max_examples=150)
 @given(data=st.data())
-def test_figures_equal_sorting_every_row_ties_included(data):
+def test_metrics_equal_those_of_sorted_rows_with_ties(data):
     gallery_ids = data.draw(st.lists(st.integers(0, 3), min_size=1, max_size=12))
     query_ids = data.draw(st.lists(st.sampled_from(gallery_ids), min_size=1, max_size=6))
-    # Few values: ties are the rule.
+    # There are only five values, so most rows have ties.
     row = st.lists(st.integers(-2, 2), min_size=len(gallery_ids), max_size=len(gallery_ids))
     rows = np.array(data.draw(st.lists(row, min_size=len(query_ids), max_size=len(query_ids))), dtype=np.float32)
     cut = data.draw(st.integers(0, len(query_ids)))
@@ -47,8 +47,8 @@ def test_figures_equal_sorting_every_row_ties_included(data):
 
 
 @pytest.mark.parametrize("gallery_size", [1, 40, 2039, 2040, 2041, 5000])
-def test_many_relevant_images_and_long_rows_are_counted_right(gallery_size):
-    """More relevant images than are looked at together, and rows around the sizes at which counts are packed."""
+def test_ranks_are_right_for_many_relevant_images_and_long_rows(gallery_size):
+    """Has more relevant images than are compared at a time, and row lengths around the size of a group of words."""
     generator = np.random.default_rng(gallery_size)
     gallery_ids = generator.integers(0, 4, gallery_size)
     gallery_ids[: min(4, gallery_size)] = np.arange(min(4, gallery_size))
@@ -62,7 +62,7 @@ def test_many_relevant_images_and_long_rows_are_counted_right(gallery_size):
         assert ours == pytest.approx(brute_force(rows.tolist(), query_ids, gallery_ids, ks=(1, 7)))
 
 
-def test_per_query_results_are_what_the_means_are_of(metric):
+def test_metrics_are_the_means_of_the_per_query_results(metric):
     generator = np.random.default_rng(1)
     queries, gallery = generator.normal(size=(20, 4)), generator.normal(size=(30, 4))
     query_ids, gallery_ids = generator.integers(0, 5, 20), np.arange(30) % 5
@@ -81,7 +81,7 @@ def test_per_query_results_are_what_the_means_are_of(metric):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-def test_lists_arrays_and_tensors_give_the_same(metric, dtype):
+def test_lists_arrays_and_tensors_give_the_same_metrics(metric, dtype):
     generator = torch.Generator().manual_seed(0)
     queries, gallery = (torch.randn(size, 6, generator=generator).to(dtype) for size in (9, 12))
     query_ids, gallery_ids = torch.arange(9) % 4, torch.arange(12) % 4
@@ -96,14 +96,14 @@ def test_lists_arrays_and_tensors_give_the_same(metric, dtype):
     assert figures[0] == figures[1] == figures[2]
 
 
-def test_queries_can_be_added_bit_by_bit(metric):
+def test_queries_can_be_added_in_batches(metric):
     generator = np.random.default_rng(2)
     queries, query_ids = generator.normal(size=(10, 4)), generator.integers(0, 3, 10)
     gallery = {"gallery_embeds": generator.normal(size=(6, 4)), "gallery_person_ids": np.arange(6) % 3}
     whole = metric.compute(predictions=queries, references=query_ids, **gallery)
     metric.add_batch(predictions=queries[:4], references=query_ids[:4])
     metric.add(prediction=queries[4], reference=query_ids[4])
-    # What fails loses nothing of what was added.
+    # After an error, the added queries are still there.
     with pytest.raises(ValueError, match="query 0 asks for person"):
         metric.compute(gallery_embeds=[[1.0] * 4], gallery_person_ids=[77])
     assert metric.compute(predictions=queries[5:], references=query_ids[5:], **gallery) == whole
@@ -113,7 +113,7 @@ def test_queries_can_be_added_bit_by_bit(metric):
         metric.add_batch(predictions=queries[:4], references=query_ids[:3])
 
 
-def test_both_directions_by_swapping(metric):
+def test_swapped_arguments_score_image_to_text(metric):
     generator = np.random.default_rng(3)
     texts, images = generator.normal(size=(8, 5)), generator.normal(size=(6, 5))
     text_ids, image_ids = np.arange(8) % 3, np.arange(6) % 3
@@ -125,7 +125,7 @@ def test_both_directions_by_swapping(metric):
 
 
 def test_several_processes_add_to_one_metric(tmp_path):
-    """The library's own way: each process writes a file, and the first computes."""
+    """Uses the way of the `evaluate` library: each process writes a file, and the first process computes."""
     program = (
         "import sys, evaluate\n"
         "rank = int(sys.argv[1])\n"
@@ -143,7 +143,7 @@ def test_several_processes_add_to_one_metric(tmp_path):
     assert [process.communicate(timeout=120)[0].split()[-1] for process in processes] == ["0.0", "None"]
 
 
-def test_similarity_rows_are_taken_as_they_are(metric):
+def test_similarities_are_scored_without_a_gallery(metric):
     figures = metric.compute(
         predictions=[[0.1, 0.9, 0.5], [0.3, 0.2, 0.1]], references=[4, 4], gallery_person_ids=[4, 5, 4], ks=(1, 2)
     )
@@ -151,7 +151,7 @@ def test_similarity_rows_are_taken_as_they_are(metric):
     assert figures == pytest.approx({"rank1": 50, "rank2": 100, "mAP": 100 * (7 / 12 + 5 / 6) / 2, "mINP": 200 / 3})
 
 
-def test_lengths_of_embeddings_do_not_matter(metric):
+def test_the_length_of_an_embedding_does_not_matter(metric):
     generator = np.random.default_rng(0)
     queries, gallery = generator.normal(size=(6, 4)), generator.normal(size=(8, 4))
     arguments = {"references": [0, 1, 2, 3, 0, 1], "gallery_person_ids": [0, 1, 2, 3, 0, 1, 2, 3]}
@@ -168,24 +168,24 @@ def test_lengths_of_embeddings_do_not_matter(metric):
         ({"references": [0, 9]}, "query 1 asks for person 9"),
         ({"gallery_person_ids": [0]}, "2 images and 1 gallery_person_ids"),
         ({"gallery_embeds": [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]}, "2 dimensions, gallery_embeds 3"),
-        ({"gallery_embeds": [[1.0, 0.0], [0.0, 0.0]]}, "row 1 of gallery_embeds is zero"),
-        ({"predictions": [[1.0, float("nan")], [0.0, 1.0]]}, "row 0 of predictions holds NaN"),
-        ({"gallery_embeds": [[1.0, 0.0], [0.0, float("inf")]]}, "row 1 of gallery_embeds holds NaN or infinity"),
+        ({"gallery_embeds": [[1.0, 0.0], [0.0, 0.0]]}, "row 1 of gallery_embeds is zero, so it has no direction"),
+        ({"predictions": [[1.0, float("nan")], [0.0, 1.0]]}, "row 0 of predictions contains NaN"),
+        ({"gallery_embeds": [[1.0, 0.0], [0.0, float("inf")]]}, "row 1 of gallery_embeds contains NaN or infinity"),
         ({"gallery_embeds": [[3e38, 3e38], [0.0, 1.0]]}, "row 0 of gallery_embeds is too long"),
         ({"predictions": [[1.0, 0.0], [1.0]]}, "predictions is ragged"),
         ({"predictions": [], "references": []}, r"predictions has shape \(0,\)"),
         ({"predictions": [1.0, 2.0]}, r"predictions has shape \(2,\), it must be a matrix"),
         ({"references": [0]}, "2 predictions and 1 references"),
-        ({"references": [0.5, 1]}, "person ids must be whole numbers"),
-        ({"references": ["0", "1"]}, "person ids must be whole numbers"),
+        ({"references": [0.5, 1]}, "references contains float64 values, it must contain whole numbers"),
+        ({"references": ["0", "1"]}, "references contains <U1 values, it must contain whole numbers"),
         ({"references": None}, "references is missing"),
         ({"gallery_embeds": [], "gallery_person_ids": []}, r"gallery_embeds has shape \(0,\)"),
         ({"block_size": 0}, "block_size is 0, it must be at least 1"),
-        ({"ks": (1.5,)}, "ks holds float64 values"),
+        ({"ks": (1.5,)}, "ks contains float64 values"),
         ({"ks": (0,)}, r"ks is \(0,\), each k must be at least 1"),
     ],
 )
-def test_bad_input_is_named(metric, changes, message):
+def test_the_error_names_the_bad_input(metric, changes, message):
     arguments = {
         "predictions": [[1.0, 0.0], [0.0, 1.0]],
         "references": [0, 1],
@@ -196,7 +196,7 @@ def test_bad_input_is_named(metric, changes, message):
         metric.compute(**arguments)
 
 
-def test_one_k_is_enough_and_rows_must_be_as_many_as_queries(metric):
+def test_one_k_is_enough_and_each_query_needs_one_row(metric):
     rows = np.eye(3, dtype=np.float32)
     assert set(retrieval_metrics([rows], [1, 2, 3], [1, 2, 3], ks=5)) == {"rank5", "mAP", "mINP"}
     with pytest.raises(ValueError, match="2 rows of similarities and 3 references"):

@@ -10,14 +10,14 @@ from helpers import tiny_config
 
 @pytest.fixture
 def base(tmp_path):
-    """A backbone on disk, as adapters name it."""
+    """Writes a model without prompts, and returns the name of its folder."""
     torch.manual_seed(0)
     ECCLModel(tiny_config(num_prompt_tokens=0)).save_pretrained(tmp_path / "base")
     return str(tmp_path / "base")
 
 
-def trained(base, seed):
-    """An adapter that differs from its start everywhere."""
+def make_trained(base, seed):
+    """Returns a model with LoRA and prompts whose trained parameters all differ from their initial values."""
     torch.manual_seed(seed)
     model = attach_lora(ECCLModel.from_clip(base, (32, 16), num_prompt_tokens=3, prompt_depth=2)).eval()
     with torch.no_grad():
@@ -32,8 +32,8 @@ def features(model, batch):
     return torch.cat([model.get_image_features(batch["pixel_values"]), model.get_text_features(batch["input_ids"])])
 
 
-def test_an_adapter_finds_its_base_and_equals_the_merged_model(base, tiny_batch, tmp_path):
-    model = trained(base, 1)
+def test_an_adapter_loads_its_base_and_equals_the_merged_model(base, tiny_batch, tmp_path):
+    model = make_trained(base, 1)
     expected = features(model, tiny_batch)
     save_adapter(model, tmp_path / "adapter", base)
     names = {path.name for path in (tmp_path / "adapter").iterdir()}
@@ -49,7 +49,7 @@ def test_an_adapter_finds_its_base_and_equals_the_merged_model(base, tiny_batch,
 def test_two_adapters_on_one_base_take_turns(base, tiny_batch, tmp_path):
     expected = {}
     for seed, name in enumerate(("cuhk", "rstp")):
-        model = trained(base, seed)
+        model = make_trained(base, seed)
         expected[name] = features(model, tiny_batch)
         save_adapter(model, tmp_path / name, base)
     model = load_adapter(tmp_path / "cuhk", adapter_name="cuhk")
@@ -57,7 +57,7 @@ def test_two_adapters_on_one_base_take_turns(base, tiny_batch, tmp_path):
     for name in ("cuhk", "rstp", "cuhk"):
         model.set_adapter(name)
         torch.testing.assert_close(features(model, tiny_batch), expected[name])
-    # Merged into the weights for a while, and taken out again.
+    # The adapter is merged into the weights for a short time, and then subtracted again.
     model.set_adapter("rstp")
     model.merge_adapter()
     torch.testing.assert_close(features(model, tiny_batch), expected["rstp"], rtol=1e-4, atol=1e-5)
@@ -68,8 +68,8 @@ def test_two_adapters_on_one_base_take_turns(base, tiny_batch, tmp_path):
     assert list(model.peft_config) == ["cuhk"]
 
 
-def test_unloading_gives_the_base_with_the_prompts_that_it_came_with(base, tiny_batch, tmp_path):
-    model = trained(base, 3)
+def test_a_disabled_adapter_gives_the_base_with_its_earlier_prompts(base, tiny_batch, tmp_path):
+    model = make_trained(base, 3)
     save_adapter(model, tmp_path / "adapter", base)
     torch.manual_seed(9)
     plain = ECCLModel.from_clip(base, (32, 16), num_prompt_tokens=3, prompt_depth=2)
@@ -80,10 +80,10 @@ def test_unloading_gives_the_base_with_the_prompts_that_it_came_with(base, tiny_
         torch.testing.assert_close(features(loaded, tiny_batch), expected)
 
 
-def test_an_adapter_without_a_base_asks_for_it(base, tiny_batch, tmp_path):
-    model = trained(base, 1)
+def test_an_adapter_that_names_no_base_needs_one(base, tiny_batch, tmp_path):
+    model = make_trained(base, 1)
     save_adapter(model, tmp_path / "adapter", None)
-    with pytest.raises(ValueError, match="does not say what it was trained on: give its base"):
+    with pytest.raises(ValueError, match="does not name the model that it was trained on: give it as base"):
         load_adapter(tmp_path / "adapter")
     torch.testing.assert_close(
         features(load_adapter(tmp_path / "adapter", base), tiny_batch), features(model, tiny_batch)
@@ -92,6 +92,6 @@ def test_an_adapter_without_a_base_asks_for_it(base, tiny_batch, tmp_path):
     assert config["num_prompt_tokens"] == 3 and config["vision_config"]["image_size"] == [32, 16]
 
 
-def test_a_model_without_prompts_gets_no_lora(base):
+def test_lora_needs_a_model_with_prompts(base):
     with pytest.raises(ValueError, match="has no prompts"):
         attach_lora(ECCLModel.from_pretrained(base))

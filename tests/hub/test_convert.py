@@ -1,6 +1,7 @@
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 
@@ -12,28 +13,20 @@ from transformers import AutoModel
 from eccl.hub import convert as convert_module
 from eccl.hub.adapter import count_parameters
 from eccl.hub.convert import convert_checkpoint
-from eccl.processing_eccl import ECCLProcessor
+from eccl.processing_eccl import ECCLImageProcessor, ECCLProcessor
 from helpers import GOLDENS, clip_tokenizer
 
 CLIP, IRRA, ECCL = (GOLDENS / name for name in ("clip_openai.pt", "irra_pretrained.pth", "eccl_original.pth"))
 SIZE = (96, 32)
 
-# Another shape than the reference numbers': all sizes differ, and prompts end before the layers do.
-TEXT_WIDTH, VISION_WIDTH, TEXT_LAYERS, VISION_LAYERS, DEPTH, PROMPTS, PATCH, RANK, VOCAB = (
-    128,
-    192,
-    4,
-    5,
-    2,
-    3,
-    8,
-    2,
-    90,
-)
+# The sizes of a random checkpoint. They differ from each other and from the sizes of the files in tests/goldens. Only the
+# first layers of both encoders have prompts.
+TEXT_WIDTH, VISION_WIDTH, TEXT_LAYERS, VISION_LAYERS = 128, 192, 4, 5
+DEPTH, PROMPTS, PATCH, RANK, VOCAB = 2, 3, 8, 2, 90
 
 
 def random_original(generator):
-    """A checkpoint of the original code with random numbers, written down from its format alone."""
+    """Makes an ECCL checkpoint with random numbers from the description of the format alone."""
 
     def random(*shape, scale=0.2):
         return scale * torch.randn(*shape, generator=generator)
@@ -79,7 +72,7 @@ def norm(state, name, hidden):
 
 
 def layer_by_hand(state, name, hidden, mask):
-    """One of CLIP's residual blocks on `(length, width)`, attention by torch's own function."""
+    """Computes a residual block of CLIP on `(length, width)`, with the attention function of torch."""
     width = hidden.shape[-1]
     normed = norm(state, f"{name}.ln_1", hidden)[:, None]
     attended, _ = multi_head_attention_forward(
@@ -94,18 +87,19 @@ def layer_by_hand(state, name, hidden, mask):
 
 
 def prompts_by_hand(state):
+    """Computes the text prompts and the image prompts of all prompted layers."""
     texts = [state["prompt_learner.ctx"]]
     texts += [state[f"prompt_learner.compound_prompts_text.{layer}"] for layer in range(DEPTH - 1)]
-    maps = ["proj"] + [f"compound_prompt_projections.{layer}" for layer in range(DEPTH - 1)]
+    projections = ["proj"] + [f"compound_prompt_projections.{layer}" for layer in range(DEPTH - 1)]
     images = [
         text @ state[f"prompt_learner.{name}.weight"].T + state[f"prompt_learner.{name}.bias"]
-        for text, name in zip(texts, maps, strict=True)
+        for text, name in zip(texts, projections, strict=True)
     ]
     return texts, images
 
 
 def text_by_hand(state, ids):
-    """The design's section 2, for one caption."""
+    """Computes the features of one caption as section 2 of the design describes."""
     prompts, _ = prompts_by_hand(state)
     tokens = state["clip_model.token_embedding.weight"][ids]
     hidden = torch.cat([tokens[:1], prompts[0], tokens[1:]])[:30]
@@ -120,7 +114,7 @@ def text_by_hand(state, ids):
 
 
 def image_by_hand(state, pixels):
-    """The design's section 2, for one image."""
+    """Computes the features of one image as section 2 of the design describes."""
     _, prompts = prompts_by_hand(state)
     patches = torch.conv2d(pixels[None], state["image_encoder.conv1.weight"], stride=PATCH)[0].flatten(1).T
     hidden = torch.cat([state["image_encoder.class_embedding"][None], patches])
@@ -142,7 +136,7 @@ def original(tmp_path_factory):
 
 
 @pytest.mark.parametrize("merge_lora", [True, False])
-def test_another_shape_equals_a_model_by_hand(original, merge_lora):
+def test_a_checkpoint_of_other_sizes_gives_the_features_computed_by_hand(original, merge_lora):
     file, state = original
     generator = torch.Generator().manual_seed(5)
     model = convert_checkpoint(file, image_size=(32, 16), lora_alpha=16, merge_lora=merge_lora)
@@ -162,7 +156,7 @@ def test_another_shape_equals_a_model_by_hand(original, merge_lora):
     assert model.config.prompt_depth == DEPTH and model.config.num_prompt_tokens == PROMPTS
 
 
-def test_lora_is_taken_out_at_the_scale_that_put_it_in(original):
+def test_lora_is_subtracted_with_the_scale_alpha_over_rank(original):
     file, state = original
     name, scale = "text_encoder.transformer.resblocks.1.mlp.c_fc", 16 / RANK
     product = state[f"{name}.lora_B"] @ state[f"{name}.lora_A"]
@@ -174,18 +168,18 @@ def test_lora_is_taken_out_at_the_scale_that_put_it_in(original):
     assert trainable == learner + sum(tensor.numel() for key, tensor in state.items() if ".lora_" in key)
 
 
-def test_heads_of_other_methods_are_left_out_and_said(tmp_path, caplog):
+def test_task_heads_are_ignored_with_a_warning(tmp_path, caplog):
     content = torch.load(IRRA, weights_only=True)
     heads = ("classifier.weight", "mlm_head.fc.bias", "cross_attn.in_proj_weight", "ln_pre_t.weight", "ln_post.bias")
     content["model"] |= {head: torch.zeros(3) for head in heads}
     torch.save(content, tmp_path / "irra.pth")
     model = convert_checkpoint(tmp_path / "irra.pth", SIZE, num_prompt_tokens=0)
-    assert "5 keys are of heads" in caplog.text and "mlm_head" in caplog.text
+    assert "ignored 5 keys of task heads" in caplog.text and "mlm_head" in caplog.text
     plain = convert_checkpoint(IRRA, SIZE, num_prompt_tokens=0).state_dict()
     assert all(torch.equal(tensor, plain[name]) for name, tensor in model.state_dict().items())
 
 
-def test_the_numbers_in_clips_own_files_are_passed_over(tmp_path):
+def test_the_three_numbers_in_files_of_clip_are_ignored(tmp_path):
     state = torch.load(CLIP, weights_only=True)
     names = ("input_resolution", "context_length", "vocab_size")
     torch.save(state | {name: torch.tensor(77) for name in names}, tmp_path / "clip.pt")
@@ -225,25 +219,24 @@ def put(key, value):
         (ECCL, put("logit_scale", 3), "logit_scale is int, it must be a tensor"),
         (ECCL, put(f"{LAYER}.ln_1.bias", torch.ones(128, dtype=torch.int64)), "ln_1.bias is torch.int64"),
         (ECCL, put("logit_scale", torch.tensor(float("nan"))), "logit_scale holds NaN or infinity"),
-        (ECCL, put("image_encoder.proj", torch.eye(128, 48).to_sparse()), "image_encoder.proj is no plain tensor"),
+        (ECCL, put("image_encoder.proj", torch.eye(128, 48).to_sparse()), "proj is not a plain tensor: .*sparse_coo"),
         (IRRA, drop("base_model.text_projection"), "base_model.text_projection is missing"),
         (IRRA, put("head.weight", torch.ones(2)), "unknown keys head.weight"),
         (IRRA, put("base_model.visual.attnpool", torch.ones(2)), "unknown keys base_model.visual.attnpool"),
         (CLIP, drop("visual.conv1.weight"), "the key visual.conv1.weight is missing"),
         (CLIP, put("visual.proj", torch.ones(128, 47)), r"text_projection .*\(64, 48\).*\(64, 47\)"),
-        (CLIP, put("token_embedding.weight", torch.ones(300, 96)), "text encoder is 96 wide, CLIP's heads are 64"),
+        (CLIP, put("token_embedding.weight", torch.ones(300, 96)), "text encoder is 96 wide, .*multiple of 64"),
         (CLIP, lambda state: state.clear(), "neither a CLIP, an IRRA nor an ECCL checkpoint.*first keys are none"),
     ],
 )  # fmt: skip
-def test_keys_that_do_not_fit_are_named_and_nothing_is_written(tmp_path, source, change, message):
+def test_a_key_that_does_not_fit_is_named_and_nothing_is_written(tmp_path, capsys, source, change, message):
     content = torch.load(source, weights_only=True)
     change(content.get("model", content))
     file = tmp_path / "changed.pth"
     torch.save(content, file)
     with pytest.raises(ValueError, match=f"changed.pth.*{message}"):
         convert_checkpoint(file, SIZE, prompt_depth=3)
-    with pytest.raises(SystemExit, match=f"error: .*{message}"):
-        convert(file, tmp_path / "out")
+    assert re.search(message, refusal(capsys, file, tmp_path / "out"))
     assert list(tmp_path.iterdir()) == [file]
 
 
@@ -277,7 +270,7 @@ def torchscript(file):
     [
         (web_page, "is a web page, not a checkpoint"),
         (truncated, "cannot be read as a file of plain tensors"),
-        (pickled_code, "holds more than tensors, and code in a checkpoint is not run"),
+        (pickled_code, "holds more than tensors, and code from a checkpoint is never run"),
         (plain_pickled_code, "cannot be read as a file of plain tensors"),
         (lambda file: file.write_bytes(b""), "is empty"),
         (lambda file: torch.save([torch.ones(2)], file), "holds a list, it must hold a state dict"),
@@ -285,30 +278,29 @@ def torchscript(file):
         (lambda file: torch.save({"weight": torch.ones(2)}, file), "its first keys are weight"),
     ],
 )
-def test_files_that_are_no_checkpoints_are_refused(tmp_path, monkeypatch, write, message):
+def test_a_file_that_is_not_a_checkpoint_is_refused(tmp_path, monkeypatch, capsys, write, message):
     monkeypatch.chdir(tmp_path)
     file = tmp_path / "best.pth"
     write(file)
     with pytest.raises(ValueError, match=f"best.pth.*{message}"):
         convert_checkpoint(file)
-    with pytest.raises(SystemExit, match=message):
-        convert(file, tmp_path / "out")
+    assert re.search(message, refusal(capsys, file, tmp_path / "out"))
     assert list(tmp_path.iterdir()) == [file]
 
 
-def test_a_torchscript_archive_is_told_how_to_become_a_checkpoint(tmp_path):
+def test_the_error_for_a_torchscript_archive_says_how_to_convert_it(tmp_path):
     file = tmp_path / "ViT-B-16.pt"
     torchscript(file)
-    with pytest.raises(ValueError, match=r"TorchScript archive: save the state_dict\(\)"):
+    with pytest.raises(ValueError, match=r"TorchScript archive: load it .* and save its state_dict\(\)"):
         convert_checkpoint(file)
 
 
-def test_lora_that_is_not_there_cannot_be_taken_out():
+def test_a_checkpoint_without_lora_cannot_give_an_adapter():
     with pytest.raises(ValueError, match=r"clip_openai.pt holds no LoRA matrices"):
         convert_checkpoint(CLIP, SIZE, prompt_depth=3, merge_lora=False)
 
 
-def test_prompts_deeper_than_the_file_are_refused():
+def test_more_prompted_layers_than_the_file_has_are_refused():
     with pytest.raises(ValueError, match=r"clip_openai.pt: prompt_depth is 12.*\(3\)"):
         convert_checkpoint(CLIP, SIZE)
 
@@ -317,11 +309,21 @@ def convert(file, output_dir, *more):
     convert_module.main(["--checkpoint", str(file), "--output_dir", str(output_dir), "--image_size", "96", "32", *more])
 
 
+def refusal(capsys, *arguments):
+    """Runs the command, which must fail with status 2, and returns its error, which must be one line."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as raised:
+        convert(*arguments)
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert raised.value.code == 2 and len(errors) == 1
+    return errors[0]
+
+
 @pytest.mark.parametrize("file", [CLIP, IRRA, ECCL], ids=lambda file: file.name)
-def test_the_command_gives_a_folder_that_auto_model_loads(tmp_path, file):
+def test_auto_model_loads_the_folder_that_the_command_writes(tmp_path, file):
     convert(file, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
-    # Another process, elsewhere, without this package's folder: only what was written.
+    # Another process loads the written folder and does not import this package.
     program = (
         "import sys, torch; from transformers import AutoModel\n"
         "model = AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True)\n"
@@ -343,15 +345,18 @@ def test_the_command_gives_a_folder_that_auto_model_loads(tmp_path, file):
         torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
 
 
-def test_the_command_adds_a_tokenizer_that_fits(tmp_path, original):
+def test_the_command_adds_a_tokenizer_that_fits(tmp_path, capsys):
     clip_tokenizer().save_pretrained(tmp_path / "tokenizer")
-    with pytest.raises(SystemExit, match="49408 tokens, the model embeds 300"):
-        convert(ECCL, tmp_path / "out", "--tokenizer", str(tmp_path / "tokenizer"))
+    error = refusal(capsys, ECCL, tmp_path / "out", "--tokenizer", str(tmp_path / "tokenizer"))
+    assert "49408 tokens, the model embeds 300" in error
     assert not (tmp_path / "out").exists()
     state = torch.load(CLIP, weights_only=True)
     state["token_embedding.weight"] = torch.zeros(49408, 64)
     torch.save(state, tmp_path / "clip.pt")
+    convert(ECCL, tmp_path / "without")
+    assert "the folder has no tokenizer" in capsys.readouterr().out
     convert(tmp_path / "clip.pt", tmp_path / "default")
+    assert "the folder has no tokenizer" not in capsys.readouterr().out
     assert ECCLProcessor.from_pretrained(tmp_path / "default")(text="a man")["input_ids"] == [49406, 320, 786, 49407]
     convert(tmp_path / "clip.pt", tmp_path / "out", "--tokenizer", str(tmp_path / "tokenizer"), "--num_prompt_tokens",
             "4", "--prompt_depth", "2")  # fmt: skip
@@ -363,48 +368,56 @@ def test_the_command_adds_a_tokenizer_that_fits(tmp_path, original):
     assert AutoModel.from_pretrained(tmp_path / "out", trust_remote_code=True).config.num_prompt_tokens == 4
 
 
-def test_the_command_writes_over_nothing(tmp_path):
+def test_a_mistake_is_found_before_the_checkpoint_is_read(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(convert_module, "convert_checkpoint", lambda *_: pytest.fail("the checkpoint is read"))
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("mine")
-    with pytest.raises(SystemExit, match="out exists and is not an empty folder"):
-        convert(CLIP, tmp_path / "out")
-    assert (tmp_path / "out" / "mine.txt").read_text() == "mine"
-    with pytest.raises(SystemExit, match=r"missing.pth does not exist"):
-        convert(tmp_path / "missing.pth", tmp_path / "new")
-    assert not (tmp_path / "new").exists()
-    with pytest.raises(SystemExit, match=r"error: .*mine.txt"):
-        convert(CLIP, tmp_path / "out" / "mine.txt" / "deeper")
+    new = tmp_path / "new"
+    for arguments, message in (
+        ((CLIP, tmp_path / "out"), "out exists and is not an empty folder: nothing is overwritten"),
+        ((CLIP, tmp_path / "out" / "mine.txt" / "deeper"), "mine.txt is a file"),
+        ((tmp_path / "missing.pth", new), "missing.pth does not exist"),
+        ((tmp_path, new), f"{tmp_path} is not a file"),
+        ((CLIP, new, "--image_size", "0", "32"), "--image_size: 0 is too small, it must be at least 1"),
+        ((CLIP, new, "--num_prompt_tokens", "-1"), "--num_prompt_tokens: -1 is too small"),
+        ((CLIP, new, "--push_to_hub", "me/my/model"), "'me/my/model'"),
+        ((CLIP, new, "--tokenizer", str(tmp_path / "none")), f"{tmp_path / 'none'}"),
+    ):
+        assert message in refusal(capsys, *arguments)
+    assert not new.exists() and (tmp_path / "out" / "mine.txt").read_text() == "mine"
+    with pytest.raises(FileNotFoundError, match=r"missing.pth does not exist"):
+        convert(tmp_path / "missing.pth", new, "--debug")
 
 
-def test_the_command_fills_the_folder_that_it_is_in(tmp_path, monkeypatch):
+def test_the_command_can_write_to_the_working_folder(tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     convert(CLIP, ".")
     assert (tmp_path / "here" / "model.safetensors").is_file()
 
 
-def test_what_cannot_be_saved_whole_is_not_saved(tmp_path, monkeypatch):
+def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch, capsys):
     def full(*args, **kwargs):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(convert_module.ECCLImageProcessor, "save_pretrained", full)
-    with pytest.raises(SystemExit, match="error: No space"):
-        convert(CLIP, tmp_path / "out")
+    monkeypatch.setattr(ECCLImageProcessor, "save_pretrained", full)
+    assert refusal(capsys, CLIP, tmp_path / "out") == "error: No space left on device"
     assert list(tmp_path.iterdir()) == []
 
 
-def test_publishing_sends_the_folder(tmp_path, monkeypatch):
+def test_the_command_publishes_the_folder(tmp_path, monkeypatch, capsys):
     calls = []
     monkeypatch.setattr(convert_module, "publish", lambda folder, name: calls.append((folder, name)) or f"me/{name}")
     convert(ECCL, tmp_path / "out", "--push_to_hub", "person-search")
     assert calls == [(tmp_path / "out", "person-search")]
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "# person-search" in card and "Converted from `eccl_original.pth`" in card and "## Results" not in card
+    assert "# person-search" in card and "were converted from `eccl_original.pth`" in card
+    assert "an ECCL model with prompts, for images of 96 x 32 pixels" in card and "## Results" not in card
 
     def refuse(*_):
-        raise RuntimeError("me/x could not be published: no rights")
+        raise ConnectionError("me/x could not be published: no rights")
 
     monkeypatch.setattr(convert_module, "publish", refuse)
-    with pytest.raises(SystemExit, match="no rights"):
-        convert(ECCL, tmp_path / "again", "--push_to_hub", "x")
+    error = refusal(capsys, ECCL, tmp_path / "again", "--push_to_hub", "x")
+    assert error == "error: me/x could not be published: no rights"
     assert (tmp_path / "again" / "model.safetensors").is_file()

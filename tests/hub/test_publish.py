@@ -11,9 +11,8 @@ from hub_server import LoopbackHub
 from huggingface_hub import ModelCard, constants
 
 from eccl.eval.reports import published_rows
-from eccl.hub import publish as publish_module
 from eccl.hub.model_card import Facts, Result, make_model_card
-from eccl.hub.publish import kind_of, publish
+from eccl.hub.publish import kind_of, main, publish
 from helpers import ROOT
 
 BACKBONE = ROOT / "assets" / "synthetic-backbone"
@@ -29,51 +28,51 @@ def hub():
 
 
 def push(hub, folder, name, *more):
-    """In a process of its own: the client reads where the Hub is when it is imported."""
+    """Runs the command in a new process, because the client reads the Hub's address when it is imported."""
     environment = {key: value for key, value in os.environ.items() if key != "HF_HUB_OFFLINE"}
     environment |= {"HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_loopback", "HF_HUB_DISABLE_XET": "1"}
     command = [sys.executable, "-m", "eccl.hub.publish", str(folder), name, *more]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
 
 
-def content(folder):
+def read_files(folder):
     return {path.name: path.read_bytes() for path in Path(folder).iterdir() if path.is_file()}
 
 
-def test_a_push_sends_every_file_and_can_be_repeated_after_it_broke(hub):
-    before = content(BACKBONE)
-    # The client tries a failed commit again a few times: more often than that, and the push breaks.
+def test_an_upload_sends_every_file_and_can_be_repeated_after_a_failure(hub):
+    before = read_files(BACKBONE)
+    # The client repeats a failed commit a few times. After 100 failures it has given up.
     hub.fail_commits = 100
     broken = push(hub, BACKBONE, "me/backbone")
-    assert broken.returncode == 1 and broken.stderr.splitlines()[-1].startswith("error: me/backbone could not be")
-    assert set(hub.files("model", "me/backbone")) == {".gitattributes"} and content(BACKBONE) == before
+    assert broken.returncode == 2 and broken.stderr.splitlines()[-1].startswith("error: me/backbone could not be")
+    assert set(hub.files("model", "me/backbone")) == {".gitattributes"} and read_files(BACKBONE) == before
     hub.fail_commits = 0
     done = push(hub, BACKBONE, "backbone", "--private")
     assert done.stdout == "published: me/backbone\n"
     files = dict(hub.files("model", "me/backbone"))
     assert files.pop(".gitattributes") == b"" and files == before
-    # Once more: nothing new to send, and nothing lost.
+    # The second upload has nothing new to send, and deletes nothing.
     assert push(hub, BACKBONE, "me/backbone").returncode == 0
     assert set(hub.files("model", "me/backbone")) == {".gitattributes", *before}
 
 
-def test_a_name_without_rights_gives_the_servers_reason_in_a_line(hub):
+def test_a_refusal_of_the_server_is_reported_in_one_line(hub):
     hub.forbidden.add("them/backbone")
     done = push(hub, BACKBONE, "them/backbone")
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert done.stderr.splitlines()[-1] == (
         "error: them/backbone could not be published: You don't have the rights to create them/backbone"
     )
 
 
-def test_a_hub_that_is_not_there_is_said_in_a_line(hub):
+def test_a_hub_that_cannot_be_reached_is_reported_in_one_line(hub):
     hub.close()
     done = push(hub, BACKBONE, "me/backbone")
-    assert done.returncode == 1 and "error: me/backbone could not be published: " in done.stderr.splitlines()[-1]
+    assert done.returncode == 2 and "error: me/backbone could not be published: " in done.stderr.splitlines()[-1]
 
 
-def test_what_a_run_leaves_beside_is_not_sent(hub, tmp_path):
-    for name, data in content(BACKBONE).items():
+def test_the_checkpoints_of_a_run_are_not_sent(hub, tmp_path):
+    for name, data in read_files(BACKBONE).items():
         (tmp_path / name).write_bytes(data)
     (tmp_path / "checkpoint-3").mkdir()
     (tmp_path / "checkpoint-3" / "optimizer.pt").write_bytes(b"x")
@@ -85,7 +84,7 @@ def test_what_a_run_leaves_beside_is_not_sent(hub, tmp_path):
     assert hub.repositories["model", "me/run"]["private"]
 
 
-def test_a_folder_is_what_is_in_it(tmp_path):
+def test_the_kind_of_a_folder_follows_from_its_files(tmp_path, capsys):
     assert kind_of(BACKBONE) == "model"
     assert kind_of(ROOT / "eval" / "person_retrieval") == "space"
     (tmp_path / "set" / "data").mkdir(parents=True)
@@ -93,75 +92,82 @@ def test_a_folder_is_what_is_in_it(tmp_path):
     assert kind_of(tmp_path / "set") == "dataset"
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"is incomplete: adapter_model.safetensors, config.json is missing"):
+    with pytest.raises(
+        ValueError, match=r"is incomplete, these files are missing: adapter_model.safetensors, config.json"
+    ):
         kind_of(tmp_path / "adapter")
-    for name, data in content(BACKBONE).items():
+    for name, data in read_files(BACKBONE).items():
         if name != "pipeline_eccl.py":
             (tmp_path / name).write_bytes(data)
-    with pytest.raises(ValueError, match=r"is incomplete: pipeline_eccl.py is missing"):
+    with pytest.raises(ValueError, match=r"is incomplete, these files are missing: pipeline_eccl.py"):
         kind_of(tmp_path)
-    with pytest.raises(ValueError, match="holds no model"):
+    with pytest.raises(ValueError, match=r"docs cannot be published: it must be a model"):
         kind_of(ROOT / "docs")
     with pytest.raises(ValueError, match="nowhere is not a folder"):
         publish(tmp_path / "nowhere", "me/x")
-    with pytest.raises(SystemExit, match=r"error: .*docs holds no model"):
-        publish_module.main([str(ROOT / "docs"), "me/x"])
+    with pytest.raises(SystemExit) as raised:
+        main([str(ROOT / "docs"), "me/x"])
+    error = capsys.readouterr().err
+    assert raised.value.code == 2 and error.startswith("error: ") and "docs cannot be published" in error
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"config.json is not valid JSON: "):
+        kind_of(tmp_path)
 
 
-def test_offline_means_offline():
+def test_offline_mode_forbids_uploads():
     assert constants.HF_HUB_OFFLINE
-    with pytest.raises(RuntimeError, match=r"could not be published: .*offline mode"):
+    with pytest.raises(ConnectionError, match=r"could not be published: .*offline mode"):
         publish(BACKBONE, "me/backbone")
 
 
 @pytest.mark.slow
 def test_everything_that_is_published_loads_by_name(tmp_path):
-    """`make hub-check`."""
+    """Runs the check of `make hub-check`."""
     assert [row for row in hub_check.check(tmp_path) if row[1] > row[2]] == []
 
 
 # -- Cards
 
 
-def a_result(**changes):
+def make_result(**changes):
     metrics = {"rank1": 61.25, "rank5": 80.0, "rank10": 90.0, "mAP": 50.5, "mINP": 30.0}
     values = {"model": "m", "dataset": "rstpreid", "data_dir": "/data", "split": "test", "direction": "text_to_image"}
     values |= {"reranked": False, "queries": 2000, "gallery": 1000, "metrics": metrics}
     return Result(**(values | changes))
 
 
-def test_a_card_holds_what_was_measured_and_marks_what_was_published():
+def test_a_card_has_the_measured_figures_and_marks_the_published_ones():
     facts = Facts(
         "me/eccl", "openai/clip-vit-base-patch16", "A method.", "rstpreid train: 3 ids", {"seed": 7}, 90.0, "1 x CPU",
-        [a_result()], "the best epoch on val",
+        [make_result()], "the best epoch on val",
     )  # fmt: skip
     text = make_model_card(facts, PUBLISHED)
     card = ModelCard(text)
     assert card.data.base_model == "openai/clip-vit-base-patch16" and card.data.license == "other"
     entry = yaml.safe_load(text.split("---")[1])["model-index"][0]["results"][0]
     assert entry["dataset"] == {"name": "rstpreid", "type": "rstpreid", "split": "test"}
-    assert {metric["type"]: metric["value"] for metric in entry["metrics"]} == a_result().metrics
+    assert {metric["type"]: metric["value"] for metric in entry["metrics"]} == make_result().metrics
     assert "| me/eccl, measured" in text and "| ECCL (published)" in text and "69.60" in text
-    assert "- seed: 7" in text and "- Took: 1.5 minutes" in text and "- Chosen: the best epoch on val" in text
+    assert "- seed: 7" in text and "- Duration: 1.5 minutes" in text and "- Chosen: the best epoch on val" in text
     assert "must not be used to identify" in text and "https://github.com/hhh10/ECCL" in text
-    # The model index has no figure of anyone else.
+    # The model index has only the measured figures.
     assert "69.6" not in text.split("---")[1]
 
 
-def test_a_card_says_nothing_that_is_not_known(tmp_path):
+def test_a_card_omits_unknown_facts(tmp_path):
     text = make_model_card(Facts("mine", str(tmp_path), "Converted."))
     data = yaml.safe_load(text.split("---")[1])
     assert "model-index" not in data and "base_model" not in data and str(tmp_path) not in text
     assert "## Training" not in text and "## Results" not in text and "(published)" not in text
-    val = make_model_card(Facts("mine", None, "Trained.", "x", results=[a_result(split="val")]), PUBLISHED)
+    val = make_model_card(Facts("mine", None, "Trained.", "x", results=[make_result(split="val")]), PUBLISHED)
     assert "(published)" not in val and "random weights" in val
     other = make_model_card(
-        Facts("mine", None, "Trained.", "x", results=[a_result(differs=["test has 3 ids"])]), PUBLISHED
+        Facts("mine", None, "Trained.", "x", results=[make_result(differs=["test has 3 ids"])]), PUBLISHED
     )
     assert "This is not the published data set, so they do not compare: test has 3 ids." in other
 
 
-def test_the_publication_of_an_adapter_needs_its_configuration(tmp_path):
+def test_an_adapter_with_its_three_files_is_a_model(tmp_path):
     (tmp_path / "adapter_config.json").write_text(json.dumps({}))
     (tmp_path / "adapter_model.safetensors").write_bytes(b"")
     (tmp_path / "config.json").write_text("{}")

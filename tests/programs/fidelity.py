@@ -1,7 +1,8 @@
-"""What of this project agrees with the published code, and how closely: `make fidelity` prints it, the tests hold it.
+"""Compares this project with the published code, and prints how closely each quantity agrees (`make fidelity`).
 
-`python tests/programs/fidelity.py [FOLDER]` reads the reference numbers from another folder with the layout of
-`tests/goldens/`; the model in it may have any shape.
+`python tests/programs/fidelity.py [FOLDER]` reads the reference values from FOLDER, by default from `tests/goldens/`.
+FOLDER needs files with the same names; the model in it may have any shape. tests/test_fidelity.py makes the same
+comparison.
 """
 
 import os
@@ -22,7 +23,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import transformers
-from golden_run import run_golden_steps
+from golden_run import GoldenTrainer, run_golden_steps
 from PIL import Image, ImageOps
 from safetensors.torch import load_file
 
@@ -45,7 +46,7 @@ VALUES, GRADIENTS, POINTS, EXACT = 1e-5, 1e-4, 1e-4, 0.0
 
 
 class Row(NamedTuple):
-    """A quantity, what it was compared on, its worst difference, and the most that it may be."""
+    """A row of the table: the quantity, the data, the largest difference, and the largest difference allowed."""
 
     quantity: str
     compared_on: str
@@ -54,19 +55,19 @@ class Row(NamedTuple):
 
 
 def relative_difference(ours: torch.Tensor, reference: torch.Tensor) -> float:
-    """The largest difference, relative to the largest entry of the reference; absolute where that is 0.
+    """The largest difference, divided by the largest entry of the reference. If that entry is 0, it is not divided.
 
-    A NaN on either side is an infinite difference: `max` over several would lose it.
+    A NaN on either side gives an infinite difference, because `max` over several differences can lose a NaN.
     """
     if ours.shape != reference.shape:
-        raise ValueError(f"ours has the shape {tuple(ours.shape)}, the reference {tuple(reference.shape)}")
+        raise ValueError(f"this project's tensor is {tuple(ours.shape)}, the reference is {tuple(reference.shape)}")
     scale = reference.abs().max().item()
     difference = (ours.double() - reference.double()).abs().max().item() / (scale or 1.0)
     return difference if math.isfinite(difference) else math.inf
 
 
 class Goldens:
-    """The reference numbers of one shape."""
+    """The reference values in a folder; the published code computed them for a model of one shape."""
 
     def __init__(self, folder: Path = GOLDENS):
         self.folder = folder
@@ -77,7 +78,7 @@ class Goldens:
         self.metrics = load_file(folder / "metrics.safetensors")
 
     def model(self, name: str) -> ECCLModel:
-        """A checkpoint file as a model, with the first prompts where the file has none."""
+        """Loads a checkpoint file as a model. If the file has no prompts, the model gets the initial ones."""
         sizes = tuple(self.shape["img"]), self.shape["n_ctx"], self.shape["depth"], self.shape["alpha"]
         model = convert_checkpoint(self.folder / name, *sizes)
         if name.startswith("eccl_"):
@@ -109,7 +110,7 @@ OBJECTIVES: dict[str, Callable] = {
     "cmpm": lambda image, text, case: cross_modal_projection_matching_loss(image, text, case["pids"]),
     "id": _classification,
 }
-# temperature, momentum and eps of the memories in losses.safetensors
+# Temperature, momentum and eps of each memory in losses.safetensors.
 MEMORIES = {"identity_memory": (0.03, 0.1, 0.0), "instance_memory": (0.015, 0.2, 1e-8)}
 
 
@@ -128,7 +129,7 @@ def check_objectives(goldens: Goldens) -> Iterator[Row]:
             values.append(relative_difference(loss.detach()[None], case[f"{name}.loss"]))
             for ours, reference in zip(torch.autograd.grad(loss, features), ("image", "text"), strict=True):
                 reference = case[f"{name}.grad_{reference}"]
-                # One person in the batch: the published gradient of TAL is NaN, ours is 0.
+                # If a batch has one person only, the published gradient of TAL is NaN; this project gives 0.
                 only_one_person = name.startswith("tal") and case["pids"].unique().numel() == 1
                 reference = torch.zeros_like(reference) if only_one_person else reference
                 gradients.append(relative_difference(ours, reference))
@@ -141,10 +142,10 @@ def check_memories(goldens: Goldens) -> Iterator[Row]:
         values, gradients, rows_after = [], [], []
         for case in _cases(goldens):
             rows, written = case[f"{kind}.rows"], case[f"{kind}.target_rows"]
-            owners = case.get(f"{kind}.row_pids", torch.arange(len(rows)))
-            memory = CrossModalMemory(rows, rows, owners, temperature, momentum, eps)
+            person_of_row = case.get(f"{kind}.row_pids", torch.arange(len(rows)))
+            memory = CrossModalMemory(rows, rows, person_of_row, temperature, momentum, eps)
             query = case["image_features"].clone().requires_grad_()
-            loss, _ = memory(query, case["text_features"], owners[written])
+            loss, _ = memory(query, case["text_features"], person_of_row[written])
             values.append(relative_difference(loss.detach()[None], case[f"{kind}.loss"]))
             gradients.append(relative_difference(torch.autograd.grad(loss, query)[0], case[f"{kind}.grad_query"]))
             memory.update(case["image_features"], case["text_features"], written)
@@ -155,6 +156,7 @@ def check_memories(goldens: Goldens) -> Iterator[Row]:
         yield Row(f"{name}, rows after an update", "3 batches, rows written up to 12 times", max(rows_after), VALUES)
 
 
+# Each checkpoint file, and the prefix of its features in train.safetensors.
 FILES = {
     "clip_openai.pt": "clip_init",
     "irra_pretrained.pth": "irra_init",
@@ -193,7 +195,7 @@ def _text_features(model: ECCLModel, input_ids: torch.Tensor) -> torch.Tensor:
 
 
 def check_unmerging(goldens: Goldens) -> Iterator[Row]:
-    """The trained file without its LoRA product is the CLIP that its training started from."""
+    """The trained file without its LoRA product must equal the CLIP from which the training started."""
     image_size, alpha = tuple(goldens.shape["img"]), goldens.shape["alpha"]
     trained = convert_checkpoint(goldens.folder / "eccl_original.pth", image_size, lora_alpha=alpha, merge_lora=False)
     ours = {name.replace(".base_layer.", "."): tensor for name, tensor in trained.get_base_model().state_dict().items()}
@@ -202,6 +204,7 @@ def check_unmerging(goldens: Goldens) -> Iterator[Row]:
     yield Row("weights without LoRA", "eccl_original.pth against clip_openai.pt", difference, VALUES)
 
 
+# The name of a LoRA matrix in the published code, and the layer that it changes in this project.
 ORIGINAL_LAYERS = {
     "attn.lora_{}_q": "self_attn.q_proj",
     "attn.lora_{}_k": "self_attn.k_proj",
@@ -213,7 +216,7 @@ ORIGINAL_LAYERS = {
 
 
 def _gradient_names(shape: dict) -> Iterator[tuple[str, str, str]]:
-    """Kind, original name and ours of each LoRA matrix and map."""
+    """Yields the kind, the published name and this project's name of each LoRA matrix and each prompt map."""
     for ours, encoder, layers in (("vision", "image", shape["vl"]), ("text", "text", shape["tl"])):
         for layer in range(layers):
             for pattern, module in ORIGINAL_LAYERS.items():
@@ -229,11 +232,23 @@ def _gradient_names(shape: dict) -> Iterator[tuple[str, str, str]]:
 
 
 def check_training(goldens: Goldens) -> Iterator[Row]:
-    values, shape = goldens.train, goldens.shape
-    # The trainer prints its logs.
+    # The trainer prints logs, which do not belong to the table.
     with tempfile.TemporaryDirectory() as output_dir, contextlib.redirect_stdout(io.StringIO()):
-        trainer = run_golden_steps(goldens.folder, goldens.settings, values, output_dir)
+        trainer = run_golden_steps(goldens.folder, goldens.settings, goldens.train, output_dir)
+    yield from _compare_first_gradients(goldens, trainer)
+    yield from _compare_logs(goldens, trainer)
+    yield from _compare_memories(goldens, trainer)
+    model, values = trainer.model.eval(), goldens.train
+    for kind, ours in (
+        ("image", _image_features(model, values["images"])),
+        ("text", _text_features(model, values["input_ids"])),
+    ):
+        difference = relative_difference(ours, values[f"trained.{kind}_features"])
+        yield Row(f"training, {kind} features at the end", f"{len(trainer.losses)} steps", difference, VALUES)
 
+
+def _compare_first_gradients(goldens: Goldens, trainer: GoldenTrainer) -> Iterator[Row]:
+    values, shape = goldens.train, goldens.shape
     gradients, worst, seen = trainer.first_gradients, {}, set()
     prompts = gradients["base_model.model.prompt_learner.modules_to_save.default.text_prompts"]
     original = ["ctx", *(f"compound_prompts_text.{layer}" for layer in range(shape["depth"] - 1))]
@@ -246,37 +261,37 @@ def check_training(goldens: Goldens) -> Iterator[Row]:
         worst[kind] = max(worst.get(kind, 0.0), difference)
         seen.add(f"grad0.{name}")
     if seen != {name for name in values if name.startswith("grad0.")}:
-        raise ValueError("the reference has gradients of other tensors than this model")
+        raise ValueError("train.safetensors has gradients (grad0.*) of other tensors than this model")
     for kind, difference in worst.items():
         yield Row(f"gradients of step 0, {kind}", f"{shape['vl']} + {shape['tl']} layers", difference, GRADIENTS)
 
-    # The published log holds the memories' losses with their weights on.
-    identity, instance = shape["lam1"], shape["lam2"]
+
+def _compare_logs(goldens: Goldens, trainer: GoldenTrainer) -> Iterator[Row]:
+    """Compares the losses and the learning rates of all steps."""
+    # In the published log, the losses of the memories are multiplied by their weights.
+    identity, instance = goldens.shape["lam1"], goldens.shape["lam2"]
     weights = torch.tensor([1, identity, identity, instance, instance, 1], dtype=torch.float64)
     losses = torch.tensor(trainer.losses, dtype=torch.float64) * weights
     steps = f"{len(losses)} steps"
     for column, name in enumerate(goldens.settings["loss_columns"]):
-        difference = relative_difference(losses[:, column], values["loss_log"][:, column])
+        difference = relative_difference(losses[:, column], goldens.train["loss_log"][:, column])
         yield Row(f"training, {name}", steps, difference, VALUES)
-    # Both are doubles, but for the order of two multiplications.
+    # Both are doubles; only the order of two multiplications differs.
     rates = torch.tensor(trainer.rates, dtype=torch.float64)
-    yield Row("training, learning rates", steps, relative_difference(rates, values["lr_log"]), 1e-12)
+    yield Row("training, learning rates", steps, relative_difference(rates, goldens.train["lr_log"]), 1e-12)
+
+
+def _compare_memories(goldens: Goldens, trainer: GoldenTrainer) -> Iterator[Row]:
     for name, step in (("init", 0), ("after_step1", 1), ("after_step2", 2), ("final", -1)):
         difference = max(
             relative_difference(
-                trainer.memories[step][f"{kind}_memory.{modality}_rows"], values[f"memory_{name}.{kind}_{modality}"]
+                trainer.memories[step][f"{kind}_memory.{modality}_rows"],
+                goldens.train[f"memory_{name}.{kind}_{modality}"],
             )
             for kind in ("identity", "instance")
             for modality in ("image", "text")
         )
         yield Row(f"training, memories {name.replace('_', ' ')}", "4 banks", difference, VALUES)
-    model = trainer.model.eval()
-    for kind, ours in (
-        ("image", _image_features(model, values["images"])),
-        ("text", _text_features(model, values["input_ids"])),
-    ):
-        difference = relative_difference(ours, values[f"trained.{kind}_features"])
-        yield Row(f"training, {kind} features at the end", steps, difference, VALUES)
 
 
 def check_schedule(goldens: Goldens) -> Iterator[Row]:
@@ -296,7 +311,7 @@ def check_metrics(goldens: Goldens) -> Iterator[Row]:
         worst = 0.0
         for case in sorted({name.split(".")[0] for name in references}):
             query_ids, gallery_ids = values[f"{case}.{query}_pids"].numpy(), values[f"{case}.{gallery}_pids"].numpy()
-            # The published code leaves out queries whose person the gallery lacks; here they are an error.
+            # The published code ignores a query if no gallery image shows its person; in this project it is an error.
             answerable = np.isin(query_ids, gallery_ids)
             ours = score_embeddings(
                 values[f"{case}.{query}_embeds"].numpy()[answerable],
@@ -321,7 +336,7 @@ def check_tokens(goldens: Goldens) -> Iterator[Row]:
 
 
 def sample_images() -> Iterator[tuple[str, Image.Image]]:
-    """An image of each kind that a gallery may hold, of noise."""
+    """Yields images of noise with their descriptions: one of each kind that a gallery can contain, in several sizes."""
     generator = np.random.default_rng(0)
     for width, height in ((37, 91), (1, 1), (128, 384), (501, 333), (3, 700)):
         noise = generator.integers(0, 256, (height, width, 4), dtype=np.uint8)
@@ -370,7 +385,7 @@ CHECKS: tuple[Callable[[Goldens], Iterator[Row]], ...] = (
 
 def main(arguments: list[str]) -> None:
     transformers.logging.set_verbosity_error()
-    # peft asks transformers for a name that it deprecated.
+    # peft uses a name that transformers has deprecated.
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
     rows = [row for check in CHECKS for row in check(Goldens(Path(arguments[0]) if arguments else GOLDENS))]
     widths = [max(len(row[column]) for row in rows) for column in (0, 1)]

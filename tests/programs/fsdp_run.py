@@ -1,4 +1,4 @@
-"""The training command sharded on CPUs, which accelerate does for accelerators alone unless it takes them for such."""
+"""Runs the training command with a sharded model on CPUs, by making accelerate take the CPUs for accelerators."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Twelve training steps of the published code, run again by `ECCLTrainer` on the same batches."""
+"""Repeats twelve training steps of the published code with `ECCLTrainer`, on the same batches."""
 
 import torch
 from torch.utils.data import Dataset, Sampler
@@ -7,7 +7,8 @@ from eccl.hub.convert import convert_checkpoint
 from eccl.training.arguments import ECCLTrainingArguments
 from eccl.training.trainer import ECCLTrainer
 
-PARTS = (
+# The columns of the published log, without the total.
+LOSS_NAMES = (
     "tal_loss",
     "identity_memory_loss_i2t",
     "identity_memory_loss_t2i",
@@ -17,7 +18,7 @@ PARTS = (
 
 
 class GoldenPairs(Dataset):
-    """The golden captions with their images; an item is drawn by its caption's row."""
+    """The golden pairs of a caption and its image; the index of a pair is the index of its caption."""
 
     def __init__(self, values: dict[str, torch.Tensor], steps_per_epoch: int):
         self.values, self.steps_per_epoch = values, steps_per_epoch
@@ -39,7 +40,7 @@ class GoldenPairs(Dataset):
 
 
 class GoldenSampler(Sampler):
-    """The golden batches of the epoch in their order."""
+    """Draws the golden batches of an epoch in their order."""
 
     def __init__(self, batches: torch.Tensor, steps_per_epoch: int):
         self.batches, self.steps_per_epoch, self.epoch = batches, steps_per_epoch, 0
@@ -56,13 +57,16 @@ class GoldenSampler(Sampler):
 
 
 class GoldenTrainer(ECCLTrainer):
-    """Draws the golden batches and keeps what each step said; all else is the trainer's own."""
+    """Draws the golden batches, and records losses, learning rates, memories and the first gradients.
+
+    Everything else is as in `ECCLTrainer`.
+    """
 
     def make_sampler(self):
         return GoldenSampler(self.pairs.values["batches"], self.pairs.steps_per_epoch)
 
     def start_objective(self):
-        # The golden inputs are tensors already, which the trainer's own pass would have to decode.
+        # The golden inputs are tensors, but the method of `ECCLTrainer` encodes images and captions.
         values = self.pairs.values
         with torch.no_grad():
             images = self.model.get_image_features(values["images"])
@@ -75,7 +79,7 @@ class GoldenTrainer(ECCLTrainer):
         self.rates.append([group["lr"] for group in self.optimizer.param_groups])
         loss = super().training_step(model, *args, **kwargs)
         parts = self._monitor.report()
-        self.losses.append([parts[name] for name in PARTS] + [loss.item()])
+        self.losses.append([parts[name] for name in LOSS_NAMES] + [loss.item()])
         self.memories.append(self._copy_memories())
         if self.first_gradients is None:
             named = model.named_parameters()
@@ -88,7 +92,7 @@ class GoldenTrainer(ECCLTrainer):
 
 
 def run_golden_steps(goldens, golden: dict, values: dict[str, torch.Tensor], output_dir: str) -> GoldenTrainer:
-    """Trains from `eccl_start.pth` as `golden.json` says; returns the trainer with what it kept."""
+    """Trains from `eccl_start.pth` with the settings of `golden.json`; returns the trainer with its records."""
     shape = golden["config"]
     model = convert_checkpoint(
         goldens / "eccl_start.pth", image_size=tuple(shape["img"]), lora_alpha=shape["alpha"], merge_lora=False

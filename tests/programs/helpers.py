@@ -1,4 +1,4 @@
-"""What several test modules need."""
+"""Functions that several test modules and programs share."""
 
 import gzip
 import json
@@ -23,10 +23,12 @@ from eccl.training.arguments import ECCLTrainingArguments
 from eccl.training.pairs import CaptionPairs
 from eccl.training.trainer import ECCLTrainer
 
+# Seconds after which a test gives up on a process that hangs. No result depends on it: a busy machine may be slow.
+PATIENCE = 900
 GOLDENS = Path(__file__).parents[1] / "goldens"
 ROOT = Path(__file__).parents[2]
 
-# The script is no module of the package.
+# The training command is imported by its path.
 sys.path.insert(0, str(ROOT))
 import train_eccl  # noqa: E402
 
@@ -45,7 +47,7 @@ TINY_SHAPE = {
 
 
 def tiny_config(**changes) -> ECCLConfig:
-    """Two layers of 32 and 48, 4 x 2 patches: milliseconds a batch."""
+    """Two layers of width 32 (text) and 48 (images), 4 x 2 patches: a batch takes milliseconds."""
     values = {
         "text_config": {
             "vocab_size": 60,
@@ -74,7 +76,7 @@ def tiny_config(**changes) -> ECCLConfig:
 
 @cache
 def clip_tokenizer() -> CLIPTokenizer:
-    """CLIP's tokenizer, from the vocabulary file of its published code."""
+    """Makes CLIP's tokenizer from the vocabulary file of its published code."""
     lines = gzip.decompress((GOLDENS / "bpe_simple_vocab_16e6.txt.gz").read_bytes()).decode("utf-8").split("\n")
     merges = [tuple(line.split()) for line in lines[1 : 49152 - 256 - 2 + 1]]
     letters = list(bytes_to_unicode().values())
@@ -84,7 +86,7 @@ def clip_tokenizer() -> CLIPTokenizer:
 
 
 def make_trainer(backbone, benchmark, output_dir, **changes) -> ECCLTrainer:
-    """A trainer on a backbone of 32 x 16 pixels that neither evaluates nor saves unless it is told to."""
+    """Makes a trainer for images of 32 x 16 pixels; it evaluates and saves only if `changes` say so."""
     settings = {"per_device_train_batch_size": 4, "num_train_epochs": 2, "warmup_epochs": 1, "disable_tqdm": True}
     settings |= {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False, "seed": 3}
     args = ECCLTrainingArguments(output_dir=str(output_dir), **(settings | changes))
@@ -108,13 +110,13 @@ def run(*words, data_dir, output_dir) -> None:
 
 
 def make_benchmark(folder: Path) -> None:
-    """Four persons to train on, two and two more, two images each: 16 pairs."""
+    """Draws a benchmark: 4 persons to train on (16 pairs), 2 in val, 2 in test, with two images each."""
     sizes = {"train_ids": 4, "val_ids": 2, "test_ids": 2, "images_per_id": 2}
     write_benchmark(SyntheticBenchmark("cuhk_pedes", **sizes), folder, num_workers=1)
 
 
 def make_backbone(benchmark: Path, folder: Path) -> None:
-    """A model without prompts and its tokenizer, as `--tune full` leaves it behind."""
+    """Trains a model without prompts and its tokenizer with `--tune full`."""
     run(
         "--dataset_name cuhk_pedes --tune full --scratch_config", json.dumps(TINY_SHAPE),
         "--vocab_size 300 --max_steps 2 --per_device_train_batch_size 8 --losses contrastive=1 attribute=1",
@@ -123,7 +125,7 @@ def make_backbone(benchmark: Path, folder: Path) -> None:
 
 
 def launch_command(processes: int, script: str, *words) -> list[str]:
-    """A launch of a script of this project on CPUs."""
+    """Returns the command that launches a script of this project on CPUs."""
     command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(processes)]
     command += ["--multi_gpu"] if processes > 1 else []  # the launcher's name for several processes, CPUs too
     command += ["--num_machines", "1", "--num_cpu_threads_per_process", "1", "--main_process_port", "0"]
@@ -132,7 +134,7 @@ def launch_command(processes: int, script: str, *words) -> list[str]:
 
 
 def launch_environment() -> dict[str, str]:
-    """What a launched process needs to know: this project's tests, and the caches of this run."""
+    """Returns the environment of a launched process: it finds the programs of the tests and uses this run's cache."""
     return os.environ | {
         "PYTHONPATH": str(ROOT / "tests" / "programs"),
         "HF_DATASETS_CACHE": str(datasets.config.HF_DATASETS_CACHE),
@@ -140,7 +142,7 @@ def launch_environment() -> dict[str, str]:
 
 
 def launch_in_background(processes: int, script: str, *words, log: Path, **options) -> subprocess.Popen:
-    """Launches; both streams go on in the file `log`."""
+    """Launches a script; its output is added to the file `log`."""
     with log.open("ab") as file:
         return subprocess.Popen(
             launch_command(processes, script, *words), env=launch_environment(), stdin=subprocess.DEVNULL,
@@ -148,13 +150,13 @@ def launch_in_background(processes: int, script: str, *words, log: Path, **optio
         )  # fmt: skip
 
 
-def launch(processes: int, script: str, *words, log: Path, timeout: float = 300) -> None:
-    """Launches and waits until it has ended well."""
+def launch(processes: int, script: str, *words, log: Path, timeout: float = PATIENCE) -> None:
+    """Launches a script and waits; fails with its output if the exit status is not 0."""
     returncode = launch_in_background(processes, script, *words, log=log).wait(timeout=timeout)
     assert returncode == 0, log.read_text(errors="replace")[-5000:]
 
 
-def wait_until(condition, timeout: float = 120) -> None:
+def wait_until(condition, timeout: float = PATIENCE) -> None:
     end = time.time() + timeout
     while not condition():
         assert time.time() < end

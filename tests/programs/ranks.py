@@ -1,4 +1,4 @@
-"""Trains some scenarios on each process of a launch, and writes what each process ends with.
+"""Trains some scenarios in each process of a launch, and writes the final state of each process.
 
 `accelerate launch ... tests/programs/ranks.py scenarios.json BACKBONE DATA OUT`
 

@@ -1,4 +1,4 @@
-"""Kills training at random moments, resumes it, and compares the end with a run that was left alone.
+"""Kills training at random moments, resumes it, and compares the result with an uninterrupted run.
 
 `python tests/programs/soak.py [--cycles 20] [--seed 0]`: half of the cycles use one process, half use two. If anything
 differs, the exit status is 1 and the folders of the runs are kept.
@@ -25,9 +25,9 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 import psutil
 import safetensors.torch
 
-from helpers import launch_in_background, make_backbone, make_benchmark
+from helpers import PATIENCE, launch_in_background, make_backbone, make_benchmark
 
-# 16 pairs, 4 steps an epoch: checkpoints and evaluations fall within epochs, and on their ends.
+# 16 pairs, 4 steps per epoch: checkpoints and evaluations happen within epochs and at their ends.
 ARGUMENTS = (
     "--dataset_name cuhk_pedes --prompt_depth 2 --num_train_epochs 6 --warmup_epochs 1 --logging_steps 2 --seed 3 "
     "--eval_strategy steps --eval_steps 3 --save_strategy steps --save_steps 3 "
@@ -35,7 +35,7 @@ ARGUMENTS = (
 )
 BATCH = 4
 KILLS_PER_RUN = 5
-# With 1, the default, the last checkpoint goes at the end where another is the best.
+# With 1, the default, the last checkpoint is deleted at the end if another one is the best.
 LIMITS = (1, 2)
 PHASES = ("start", "memories", "step", "between", "evaluation", "checkpoint", "result")
 SAVED = ("model.safetensors", "adapter/adapter_model.safetensors")
@@ -43,7 +43,7 @@ TIMES = ("runtime", "per_second", "total_flos")
 
 
 class Run:
-    """One training run in a folder of its own, started as often as it takes.
+    """One training run with its own folder; it is started again until it ends.
 
     Args:
         folder: of the run.
@@ -66,9 +66,9 @@ class Run:
         return launch_in_background(*self.launched, log=self.folder / "log.txt")
 
     def finish(self) -> None:
-        """Starts and waits; a run that fails ends the soak, with what it printed."""
+        """Starts the run and waits for its end; if it fails, the soak ends and shows the output of the run."""
         process = self.start()
-        if process.wait(timeout=300):
+        if process.wait(timeout=PATIENCE):
             raise SystemExit((self.folder / "log.txt").read_text(errors="replace")[-5000:])
 
     def noted(self) -> list[tuple[float, str]]:
@@ -76,7 +76,7 @@ class Run:
         return [(float(moment), phase) for moment, phase in (line.split() for line in lines if line.count(" ") == 1)]
 
     def end(self) -> dict:
-        """What a run leaves: tensors by name, and the log without times."""
+        """Returns the result of a run: its tensors by name, and its log without times."""
         out = self.folder / "out"
         last = max(out.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
         files = [out / name for name in SAVED]
@@ -95,12 +95,12 @@ def kill_at_random(run: Run, target: str, rng: random.Random, durations: dict[st
     """Starts the run and kills it at a random moment of a phase.
 
     Returns:
-        The phase that it was in, `None` where it ended before.
+        The phase in which the run was killed; `None` if it had ended before.
     """
     occurrence = rng.randint(1, 4)
     delay = rng.uniform(0, max(durations[target]))
     process = run.start()
-    deadline = time.time() + 300
+    deadline = time.time() + PATIENCE
     while process.poll() is None and time.time() < deadline:
         if target == "start":
             break
@@ -110,7 +110,7 @@ def kill_at_random(run: Run, target: str, rng: random.Random, durations: dict[st
     time.sleep(delay)
     if process.poll() is not None:
         return None
-    # All at once: what is left behind would go on, and save.
+    # All processes at once: one that survives would continue and write checkpoints.
     everyone = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
     for each in everyone:
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -121,7 +121,7 @@ def kill_at_random(run: Run, target: str, rng: random.Random, durations: dict[st
 
 
 def difference(ours: dict, theirs: dict) -> str | None:
-    """What is not identical, in a line."""
+    """Describes the differences in one line; empty if there are none."""
     if ours["tensors"].keys() != theirs["tensors"].keys():
         return f"tensors of other names: {sorted(ours['tensors'].keys() ^ theirs['tensors'].keys())}"
     found = []
@@ -136,7 +136,7 @@ def difference(ours: dict, theirs: dict) -> str | None:
 
 
 def soak(processes: int, cycles: int, rng: random.Random, folder: Path) -> tuple[Counter, list[str], int]:
-    """So many kills over as many runs as they take.
+    """Kills runs until the given number of kills is reached.
 
     Returns:
         The kills by phase, what differed, and how many incomplete checkpoints were passed over.
@@ -157,7 +157,7 @@ def soak(processes: int, cycles: int, rng: random.Random, folder: Path) -> tuple
         run = Run(folder / str(number), processes, limit, folder.parent)
         phases: list[str] = []
         while len(phases) < KILLS_PER_RUN and kills.total() < cycles:
-            # Every phase has its turn, in an order drawn at random.
+            # Every phase occurs, in a random order.
             targets = targets or rng.sample(PHASES, len(PHASES))
             phase = kill_at_random(run, targets.pop(), rng, durations)
             if phase is None:

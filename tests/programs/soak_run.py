@@ -1,4 +1,4 @@
-"""The training command, which notes what it is doing: a line `time phase` for each change, in the file PHASES.
+"""Runs the training command and writes a line `time phase` to the file PHASES at each change of phase.
 
 `accelerate launch ... tests/programs/soak_run.py PHASES ARGUMENTS...`
 """
@@ -11,7 +11,7 @@ from helpers import train_eccl
 
 
 def noting(owner, name: str, phase: str, file) -> None:
-    """Has a function of `owner` say when it begins, and that what was before goes on when it ends."""
+    """Makes a function of `owner` note its phase when it begins, and the phase `between` when it ends."""
     function = getattr(owner, name)
 
     def noted(*args, **kwargs):

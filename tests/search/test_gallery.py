@@ -2,6 +2,7 @@ import pytest
 import torch
 from PIL import Image
 
+from eccl.hub import loading
 from eccl.hub.loading import load_model
 from eccl.search.gallery import main
 from helpers import ROOT
@@ -53,6 +54,8 @@ def test_a_mistake_is_one_line_with_status_2(tmp_path, capsys):
         (("--images", tmp_path / "broken", "--query", "a man"), "broken.jpg cannot be read as an image"),
         (("--images", good, "--query", "  "), "--query is empty"),
         (("--images", good, "--query", "a man", "--top_k", "0"), "top_k is 0"),
+        (("--images", good, "--query", "a man", "--output", "found.txt"), "found.txt does not end like a picture file"),
+        (("--images", good, "--query", "a man", "--output", good), "good does not end like a picture file"),
         (("--images", good), "the following arguments are required: --query"),
     ):
         with pytest.raises(SystemExit) as raised:
@@ -60,5 +63,18 @@ def test_a_mistake_is_one_line_with_status_2(tmp_path, capsys):
         errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
         assert raised.value.code == 2 and len(errors) == 1 and message in errors[0]
         if "--query" in words:
-            with pytest.raises(ValueError, match=message.replace("--", "--")):
+            with pytest.raises(ValueError, match=message):
                 search(*words, "--debug")
+
+
+def test_a_mistake_is_found_before_a_model_is_loaded(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(loading, "load_model", lambda *_: pytest.fail("a model is loaded"))
+    for words, message in (
+        (("--top_k", "0"), "--top_k is 0, it must be at least 1"),
+        (("--batch_size", "0"), "--batch_size: 0 is too small, it must be at least 1"),
+        (("--output", tmp_path / "found"), "found does not end like a picture file"),
+        ((), f"{tmp_path} contains no images"),
+    ):
+        with pytest.raises(SystemExit) as raised:
+            search("--images", tmp_path, "--query", "a man", *words)
+        assert raised.value.code == 2 and message in capsys.readouterr().err

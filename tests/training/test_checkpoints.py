@@ -17,7 +17,7 @@ from eccl.training.checkpoints import (
     on_sigterm,
 )
 from eccl.training.trainer import OBJECTIVE_FILE
-from helpers import launch_in_background, make_trainer, wait_until
+from helpers import PATIENCE, launch_in_background, make_trainer, wait_until
 
 SAVING = {"save_strategy": "steps", "save_steps": 3, "save_total_limit": None, "logging_steps": 1, "report_to": "none"}
 
@@ -68,7 +68,7 @@ def test_the_last_whole_checkpoint_is_by_number_and_others_are_named(checkpoint)
 
 def test_what_is_not_whole_is_deleted_first_then_what_is_oldest(checkpoint):
     output_dir = checkpoint.parent
-    # Numbers say nothing: 12 is of an earlier run, 7 was never finished.
+    # The order of the numbers does not matter: 12 is from an earlier run, 7 was never finished.
     for moment, number in enumerate((12, 2, 3, 6)):
         shutil.copytree(checkpoint, output_dir / f"checkpoint-{number}")
         os.utime(output_dir / f"checkpoint-{number}" / COMPLETE_FILE, ns=(moment, moment))
@@ -105,7 +105,7 @@ def test_a_checkpoint_without_an_optimiser_is_not_resumed_from(backbone, benchma
 )
 @pytest.mark.parametrize("how", ["killed", "sigterm"])
 def test_no_evaluation_is_lost_or_made_twice(backbone, benchmark, tmp_path, monkeypatch, settings, how):
-    """Killed right after its last checkpoint, or asked to stop in the last step."""
+    """The run is killed right after its last checkpoint, or gets SIGTERM in the last step."""
     settings = {**SAVING, "logging_steps": 5, **settings}
     whole = make_trainer(backbone, benchmark, tmp_path / "whole", **settings)
     whole.train()
@@ -148,7 +148,7 @@ def test_training_goes_on_from_the_last_whole_checkpoint(backbone, benchmark, tm
     whole.train()
     begun = make_trainer(backbone, benchmark, tmp_path / "run", **SAVING)
     begun.train()
-    # As if it had been killed while it wrote the third.
+    # As if the run had been killed while it wrote the third checkpoint.
     (tmp_path / "run" / "checkpoint-8" / COMPLETE_FILE).unlink()
     (tmp_path / "run" / "checkpoint-6" / broken).unlink()
     resumed = make_trainer(backbone, benchmark, tmp_path / "run", **SAVING)
@@ -221,7 +221,7 @@ def test_older_checkpoints_go_only_when_the_new_one_is_whole(backbone, benchmark
 
 @pytest.mark.parametrize("file", ["objective.safetensors", "optimizer.pt", "trainer_state.json"])
 def test_a_disk_that_is_full_leaves_the_last_good_checkpoint(backbone, benchmark, tmp_path, monkeypatch, file):
-    """Files may not grow past a limit, which fails as a full disk does: the write gives an error."""
+    """A limit on the size of files fails like a full disk: the write gives an error."""
     whole = make_trainer(backbone, benchmark, tmp_path / "whole", **SAVING)
     whole.train()
     limit = (tmp_path / "whole" / "checkpoint-6" / file).stat().st_size - 1
@@ -267,7 +267,7 @@ def test_sigterm_writes_a_checkpoint_and_leaves(backbone, benchmark, tmp_path, m
     with pytest.raises(SystemExit) as raised:
         trainer.train()
     assert raised.value.code == 143 and signal.getsignal(signal.SIGTERM) == before
-    # An evaluation is finished, and followed by one more step.
+    # A running evaluation is finished, and one more step follows.
     last = max(int(path.name.rpartition("-")[2]) for path in (tmp_path / "run").glob("checkpoint-*"))
     assert last == step + (phase == "evaluation")
     resumed = make_trainer(backbone, benchmark, tmp_path / "run", **settings)
@@ -303,7 +303,7 @@ def test_sigterm_to_a_launch_leaves_a_checkpoint_to_resume_from(backbone, benchm
     process = launch_in_background(processes, "train_eccl.py", *words, log=log, start_new_session=True)
     wait_until(lambda: "'loss'" in log.read_text())
     (os.killpg if whom == "group" else os.kill)(process.pid, signal.SIGTERM)
-    process.wait(timeout=60)
+    process.wait(timeout=PATIENCE)
     wait_until(lambda: "SIGTERM: stopped after step" in log.read_text())
     found = find_last_complete_checkpoint(tmp_path / "out", pytest.fail)
     assert (found / OBJECTIVE_FILE).is_file() and safetensors.torch.load_file(found / "adapter_model.safetensors")

@@ -1,4 +1,4 @@
-"""What goes wrong in the middle of a run."""
+"""Faults in the middle of a run."""
 
 import os
 import shutil
@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from eccl.training.checkpoints import find_last_complete_checkpoint
-from helpers import launch_in_background, make_trainer, wait_until
+from helpers import PATIENCE, launch_in_background, make_trainer, wait_until
 
 SAVING = {"save_strategy": "steps", "save_steps": 1, "save_total_limit": None, "report_to": "none"}
 
@@ -82,12 +82,12 @@ def test_a_worker_that_dies_ends_the_run(benchmark, backbone, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("fault", "limit"), [(signal.SIGKILL, 60), (signal.SIGSTOP, 100)])
-def test_a_rank_that_dies_or_hangs_ends_the_others(backbone, benchmark, tmp_path, fault, limit):
+@pytest.mark.parametrize("fault", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_rank_that_dies_or_hangs_ends_the_others(backbone, benchmark, tmp_path, fault):
     words = ["--dataset_name", "cuhk_pedes", "--data_dir", benchmark, "--init_from", backbone, "--prompt_depth", "2"]
     words += ["--per_device_train_batch_size", 2, "--num_train_epochs", "3000", "--eval_strategy", "no"]
     words += ["--load_best_model_at_end", "False", "--save_steps", "20", "--save_strategy", "steps"]
-    words += ["--logging_steps", "1", "--disable_tqdm", "True", "--report_to", "none", "--ddp_timeout", "10"]
+    words += ["--logging_steps", "1", "--disable_tqdm", "True", "--report_to", "none", "--ddp_timeout", "30"]
     words += ["--output_dir", tmp_path / "out"]
     process = launch_in_background(2, "train_eccl.py", *words, log=tmp_path / "log.txt")
     wait_until(lambda: list((tmp_path / "out").glob("checkpoint-*/complete.json")))
@@ -95,8 +95,8 @@ def test_a_rank_that_dies_or_hangs_ends_the_others(backbone, benchmark, tmp_path
     assert len(ranks) == 2
     began = time.time()
     os.kill(max(rank.pid for rank in ranks), fault)
-    assert process.wait(timeout=limit) != 0
+    assert process.wait(timeout=PATIENCE) != 0
     print(f"{fault.name}: the launch ended after {time.time() - began:.0f} s")
-    _, alive = psutil.wait_procs(ranks, timeout=10)
+    _, alive = psutil.wait_procs(ranks, timeout=PATIENCE)
     assert not alive
     assert find_last_complete_checkpoint(tmp_path / "out", print) is not None

@@ -10,7 +10,7 @@ import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 
 from eccl.training.trainer import OBJECTIVE_FILE
-from helpers import ROOT, launch_environment
+from helpers import PATIENCE, ROOT, launch_environment
 
 CONFIGS = ROOT / "recipes" / "accelerate"
 PROCESSES = {"cpu": 1, "one_gpu": 1, "eight_gpus": 8, "two_nodes": 16, "fsdp": 8}
@@ -23,7 +23,7 @@ SETTINGS = (
 
 
 def command(config, backbone, benchmark, output_dir, *flags, script="train_eccl.py", batch=1, words=()):
-    """A launch by a configuration; later words override earlier ones."""
+    """Returns the command of a launch with a configuration; later words override earlier ones."""
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", CONFIGS / f"{config}.yaml"]
     launcher += ["--num_cpu_threads_per_process", 1, "--dynamo_backend", "no", *flags, ROOT / script]
     data = ["--data_dir", benchmark, "--init_from", backbone, "--output_dir", output_dir]
@@ -38,7 +38,7 @@ def start(words):
     )  # fmt: skip
 
 
-def finish(process, timeout=400):
+def finish(process, timeout=PATIENCE):
     printed, _ = process.communicate(timeout=timeout)
     assert process.returncode == 0, printed[-3000:]
     return printed
@@ -62,7 +62,7 @@ def test_a_configuration_is_one_of_accelerates(path):
     config = load_config_from_file(str(path))
     assert config.num_processes == PROCESSES[path.stem]
     assert config.num_machines == (2 if path.stem == "two_nodes" else 1)
-    # The loader fills in what is missing; what is there must be known to it.
+    # accelerate fills in missing settings; it must know those that are given.
     assert set(yaml.safe_load(path.read_text())) <= set(vars(config))
 
 
@@ -73,7 +73,7 @@ def test_it_trains_with_as_many_processes_as_it_says(backbone, benchmark, tmp_pa
     finish(start(command(config, backbone, benchmark, tmp_path, batch=8 // processes)))
     reference = tmp_path / "reference"
     finish(start(command("one_gpu", backbone, benchmark, reference, batch=8)))
-    # bfloat16, as the configurations have it.
+    # In bfloat16, as in the configurations.
     assert difference(weights(tmp_path), weights(reference)) < (1e-9 if processes == 1 else 5e-2)
     assert len(list(tmp_path.glob("checkpoint-4/rng_state*.pth"))) == processes
 

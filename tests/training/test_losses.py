@@ -26,7 +26,7 @@ def softmax(values):
 
 
 def divergence(rows, true):
-    """The mean over rows of `sum p log(p / (q + 1e-8))`, in double precision."""
+    """Computes the mean over rows of `sum p log(p / (q + 1e-8))` in double precision."""
     total = 0.0
     for row, shares in zip(rows, true, strict=True):
         total += sum(p * (math.log(p) - math.log(q + 1e-8)) for p, q in zip(softmax(row), shares, strict=True) if p)

@@ -59,5 +59,5 @@ def test_what_has_no_row_is_named():
     memory = CrossModalMemory(torch.randn(3, 4), torch.randn(3, 4), torch.arange(3), 0.1, 0.1, eps=1e-8)
     with pytest.raises(ValueError, match="person 5 has no row"):
         memory(torch.randn(2, 4), torch.randn(2, 4), torch.tensor([0, 5]))
-    with pytest.raises(ValueError, match="rows go from 0 to 3, the memory has 3"):
+    with pytest.raises(ValueError, match="rows range from 0 to 3, the memory has 3"):
         memory.fill(torch.randn(2, 4), torch.randn(2, 4), torch.tensor([0, 3]))

@@ -1,4 +1,4 @@
-"""What a run reports, and that it arrives where it is to be watched."""
+"""The values that a run logs, and that they reach tensorboard and trackio."""
 
 import json
 import math
@@ -37,7 +37,8 @@ def test_means_and_speed_are_of_the_steps_since_the_last_report():
 
 def test_the_drift_of_rows_is_how_far_those_that_were_written_turned():
     memory = CrossModalMemory(torch.eye(4), torch.eye(4), torch.arange(4), temperature=0.1, momentum=0.5)
-    # Row 2 is written twice by its own direction, row 0 once by a right angle: halfway is 45 degrees.
+    # Row 2 is written twice with its own direction. Row 0 is written once with a perpendicular one: it turns by 45
+    # degrees.
     images = torch.stack([torch.eye(4)[2], torch.eye(4)[1], torch.eye(4)[2]])
     image_drift, text_drift = memory.update(images, torch.eye(4)[[2, 0, 2]], torch.tensor([2, 0, 2]))
     assert float(image_drift) == pytest.approx((1 - math.cos(math.pi / 4)) / 2, abs=1e-6)

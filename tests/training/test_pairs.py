@@ -97,7 +97,7 @@ def test_identity_batches_hold_n_persons_with_k_pairs_each(data):
     for batch in batches_of(sampler):
         per_person = Counter(int(labels[drawn.pair]) for drawn in batch)
         assert len(per_person) == persons and set(per_person.values()) == {pairs}
-        # A pair is repeated within a batch only where its person has too few of them ...
+        # A pair is repeated within a batch only if its person has too few pairs ...
         drawn = Counter(drawn.pair for drawn in batch)
         for pair, times in drawn.items():
             size = sizes[int(labels[pair])]
@@ -105,7 +105,7 @@ def test_identity_batches_hold_n_persons_with_k_pairs_each(data):
         # ... and then it is augmented differently.
         assert len(set(batch)) == len(batch)
         drawn_of_person.update(per_person)
-    # All persons come up before one comes again.
+    # All persons are drawn before any person is drawn again.
     counts = [drawn_of_person[person] for person in range(len(sizes))]
     assert max(counts) - min(counts) <= pairs
 
@@ -120,7 +120,7 @@ def test_identity_batches_are_the_seeds_and_epochs():
     second = list(sampler)
     assert [drawn.pair for drawn in second] != [drawn.pair for drawn in first]
     assert not set(first) & set(second)
-    # Over one epoch of 40 draws, each of the 40 pairs is drawn once: all persons have as many.
+    # All persons have the same number of pairs: an epoch of 40 draws has each of the 40 pairs once.
     assert sorted(drawn.pair for drawn in first) == list(range(40))
 
 
@@ -143,7 +143,7 @@ def test_an_identity_batch_that_cannot_be_is_refused():
 
 
 def test_augmentation_flips_shifts_and_pads_with_black():
-    # A gradient from left to right, no black in it.
+    # A gradient from left to right, without black.
     gradient = np.tile(np.linspace(50, 250, 128, dtype=np.uint8)[None, :, None], (384, 1, 3))
     image = Image.fromarray(gradient)
     results = [np.asarray(augment_image(image, 384, 128, random.Random(seed)))[..., 0] for seed in range(40)]
@@ -176,7 +176,7 @@ def test_a_caption_loses_a_tenth_of_its_words_and_never_all():
 
 
 def test_embedding_in_any_batch_size_keeps_the_order(rows, processor, tiny_model):
-    # The tiny model knows fewer tokens than the tokenizer: keep to what it has.
+    # The tiny model has fewer tokens than the tokenizer: the captions use only the first ones.
     special = dict.fromkeys(("bos_token_id", "eos_token_id"), None)
     for name in special:
         assert getattr(processor.tokenizer, name) < 60

@@ -1,4 +1,4 @@
-"""Several processes against one, on CPUs over gloo."""
+"""Several processes train like one, on CPUs over gloo."""
 
 import json
 
@@ -7,7 +7,7 @@ import safetensors.torch
 
 from helpers import launch
 
-# 16 pairs: the last of the batches of 14 leaves nothing for the second process, that of 6 something.
+# 16 pairs: in the last batch of 14 the second process has only padding; in the last batch of 6 it has some pairs.
 SCENARIOS = {
     "uneven": {"batch": 6, "num_train_epochs": 7},
     "empty": {"batch": 14, "num_train_epochs": 10},
@@ -17,7 +17,7 @@ SCENARIOS = {
     "identity": {"batch": 4, "num_train_epochs": 5, "sampler": "identity"},
 }
 STEPS = {"uneven": 21, "empty": 20, "drop_last": 20, "accumulation": 20, "chunks": 20, "identity": 20}
-# Times; and total_flos, which transformers reckons from the padded captions.
+# Times, and total_flos, which transformers computes from the padded captions.
 UNEQUAL_BY_NATURE = {
     "pairs_per_second",
     "train_runtime",
@@ -43,7 +43,7 @@ def runs(backbone, benchmark, tmp_path_factory):
             scenarios["resumed"] = {**resumable, "resume_from": "whole/checkpoint-6"}
         (folder / "scenarios.json").write_text(json.dumps(scenarios))
         words = (folder / "scenarios.json", backbone, benchmark, folder / str(processes))
-        launch(processes, "tests/programs/ranks.py", *words, log=folder / f"log-{processes}", timeout=400)
+        launch(processes, "tests/programs/ranks.py", *words, log=folder / f"log-{processes}")
     return folder
 
 
@@ -55,7 +55,7 @@ def test_two_processes_train_step_by_step_as_one_with_twice_the_batch(runs, name
     for ours, theirs in zip(one, two, strict=True):
         assert ours.keys() == theirs.keys()
         for key in ours.keys() - UNEQUAL_BY_NATURE:
-            # What is close to 0 is the difference of larger numbers.
+            # Values close to 0 are differences of larger numbers.
             assert theirs[key] == pytest.approx(ours[key], rel=1e-5, abs=1e-6), (key, ours["step"])
     state = safetensors.torch.load_file(runs / "1" / f"{name}-0.safetensors")
     other = safetensors.torch.load_file(runs / "2" / f"{name}-0.safetensors")

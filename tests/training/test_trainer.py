@@ -1,6 +1,8 @@
+import importlib
 import inspect
 import json
 import math
+import re
 from collections import Counter
 
 import datasets
@@ -74,7 +76,7 @@ def test_the_result_loads_anywhere_and_equals_backbone_plus_adapter(backbone, be
     rows = datasets.load_dataset("cuhk_pedes", data_dir=str(benchmark), split="test")
     inputs = processor(images=rows[0]["image"], text=rows[0]["captions"], return_tensors="pt")
     untrained = base(**inputs).text_embeds
-    # The adapter knows its base; another, or one that is loaded, may be given.
+    # The adapter names its base; another name, or a loaded model, can be given.
     for given in (None, base, str(backbone)):
         attached = load_adapter(tmp_path / "out" / "adapter", given).eval()
         with torch.no_grad():
@@ -101,7 +103,7 @@ def test_groups_have_their_rates_stepped_per_epoch(backbone, benchmark, tmp_path
     logs = [entry for entry in trainer.state.log_history if "loss" in entry]
     assert len(logs) == 6 * 4
     factors = [0.1, 0.55] + [0.5 * (1 + math.cos(math.pi * epoch / 4)) for epoch in range(4)]
-    # The rate of a step is the one that it was taken with.
+    # The logged rate is the rate with which the step was taken.
     expected = [factors[step // 4] for step in range(24)]
     assert [entry["learning_rate"] for entry in logs] == pytest.approx([1e-3 * factor for factor in expected])
     assert [entry["lora_learning_rate"] for entry in logs] == pytest.approx([3e-4 * factor for factor in expected])
@@ -250,10 +252,10 @@ def test_identity_batches_train_with_as_many_steps_as_they_make(backbone, benchm
     collate = trainer.data_collator
     trainer.data_collator = lambda items: seen.append([item["person_label"] for item in items]) or collate(items)
     trainer.train()
-    # 16 pairs need three whole batches of six: none is dropped.
+    # 16 pairs make three whole batches of six: no batch is dropped.
     assert trainer.state.global_step == len(seen) == 2 * 3
     assert all(sorted(Counter(labels).values()) == [3, 3] for labels in seen)
-    # The rate is stepped by the epochs of this sampler.
+    # The schedule counts the epochs of this sampler.
     assert trainer.lr_scheduler.get_last_lr()[0] == 0
 
 
@@ -341,7 +343,7 @@ def test_a_batch_in_chunks_has_the_gradients_of_the_whole(backbone, benchmark, t
 
 @pytest.mark.slow
 def test_a_batch_in_chunks_trains_in_the_memory_of_one_of_them(monkeypatch):
-    """ViT-B/16: peaks of processes of their own, which give back at once what they free."""
+    """ViT-B/16: each peak is measured in its own process, which returns freed memory at once."""
     monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "65536")
     monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "65536")
     chunk, whole, in_chunks = (peak_of_a_step(*sizes)[0] for sizes in ((4, None), (16, None), (16, 4)))
@@ -350,7 +352,7 @@ def test_a_batch_in_chunks_trains_in_the_memory_of_one_of_them(monkeypatch):
 
 
 def test_accumulated_batches_are_one_where_the_loss_is_a_mean_over_items(backbone, benchmark, tmp_path):
-    """As transformers means it; the triplet loss sums over pairs of a batch, and is left out."""
+    """Accumulation as transformers does it; the triplet loss is a sum over the pairs of a batch, and is left out."""
     ends = []
     for batch_size, steps in ((8, 1), (4, 2)):
         trainer = make_trainer(
@@ -418,6 +420,22 @@ def test_every_loss_trains_and_resumes_by_its_name(backbone, benchmark, tmp_path
         assert all(torch.equal(ours.state_dict()[name], value) for name, value in theirs.state_dict().items())
 
 
+def test_the_new_loss_of_the_documentation_trains(backbone, benchmark, tmp_path, monkeypatch):
+    page = (ROOT / "docs" / "your_own.md").read_text()
+    example = re.search(r"## A new loss.*?```python\n(.*?)```", page, re.DOTALL)[1]
+    assert len(example.splitlines()) <= 16
+    (tmp_path / "new_loss.py").write_text(example)
+    monkeypatch.setitem(LOSS_TERMS, "cosine", None)
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.import_module("new_loss")
+    losses = {"tal": 1, "cosine": 0.5}
+    trainer = make_trainer(backbone, benchmark, tmp_path / "out", losses=losses, max_steps=2, logging_steps=1)
+    trainer.train()
+    for entry in trainer.state.log_history[:2]:
+        assert 0 < entry["cosine_loss"] < 2
+        assert entry["loss"] == pytest.approx(entry["tal_loss"] + 0.5 * entry["cosine_loss"], rel=1e-3)
+
+
 def test_a_checkpoint_of_other_losses_is_refused(backbone, benchmark, tmp_path):
     make_trainer(backbone, benchmark, tmp_path / "first", save_strategy="epoch", save_total_limit=None).train()
     other = make_trainer(backbone, benchmark, tmp_path / "other", losses={"tal": 1})
@@ -480,7 +498,7 @@ def test_a_compiled_model_trains_the_same_and_loads(backbone, benchmark, tmp_pat
 
 @pytest.mark.parametrize("drop_last", [False, True])
 def test_the_schedule_counts_the_steps_of_accumulated_batches(backbone, benchmark, tmp_path, drop_last):
-    """16 pairs in batches of 3, the last of which may be dropped, three to a step: two steps an epoch."""
+    """16 pairs in batches of 3, three batches per step, the last batch dropped or not: two steps per epoch."""
     trainer = make_trainer(
         backbone, benchmark, tmp_path, per_device_train_batch_size=3, gradient_accumulation_steps=3, logging_steps=1,
         num_train_epochs=4, dataloader_drop_last=drop_last,

@@ -1,0 +1,294 @@
+"""Runs the commands and snippets in README.md and docs/*.md, and checks that nothing in them is outdated.
+
+The pages are run as a reader would run them: in a folder that looks like a clone, block after block. Three things
+differ. The benchmarks in `/data` are small synthetic ones in the same layouts. The Hub is one on this machine, with a
+small CLIP under the name of the real one. Commands that would take hours get the arguments in `SHORTER` in addition.
+Commands that cannot run here are in `NOT_RUN` with the reason; their arguments are still checked.
+"""
+
+import dataclasses
+import functools
+import importlib
+import math
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from hub_server import LoopbackHub
+from pages import PAGES, ROOT, SCRIPTS, Block, read_blocks, shell_commands
+from transformers import CLIPConfig, CLIPModel
+
+import train_eccl
+from eccl.dataset_scripts.synthetic import SyntheticBenchmark, write_benchmark
+from eccl.training.arguments import ECCLTrainingArguments
+from eccl.utils.shipped import clip_tokenizer
+
+BLOCKS = [block for page in PAGES for block in read_blocks(page)]
+TRAINING = ("train_eccl.py", "eccl.train_eccl")
+# Added to every training command: the published run takes hours.
+SHORTER = (
+    *("--max_steps", "2", "--per_device_train_batch_size", "8", "--per_device_eval_batch_size", "32"),
+    *("--dataloader_num_workers", "0", "--prompt_depth", "2", "--disable_tqdm", "True"),
+)
+# Lines of printed output that the shorter training changes.
+CHANGED_BY_SHORTER = ("| after ",)
+# Parts of commands that are not run, with the reason.
+NOT_RUN = {
+    "pip install": "tests/programs/wheel_check.py runs the installation",
+    "pip wheel": "tests/programs/wheel_check.py runs the installation",
+    "make test": "this test is a part of it",
+    "eight_gpus.yaml": "it needs eight GPUs; tests/training/test_launch_configs.py starts it on CPUs",
+}
+DEMO_COMMAND = re.compile(r"\.venv/bin/(python -m eccl|accelerate launch)")
+# Warnings that a reader cannot act on, or that a command of the README should avoid.
+UNWANTED = (
+    "not passed to `accelerate launch`",
+    "is_gradient_checkpointing",
+    "set the attention implementation for the sub-config",
+    "worker processes in total",
+    "find_unused_parameters",
+    "FutureWarning",
+)
+
+
+def module_and_arguments(words: list[str]) -> tuple[str, list[str]]:
+    """Returns the module that a command runs and the arguments that the module gets."""
+    if words[:2] == ["accelerate", "launch"]:
+        from accelerate.commands.launch import launch_command_parser
+
+        launch = launch_command_parser().parse_args(words[2:])
+        script, arguments = launch.training_script, launch.training_script_args
+        return (script if launch.module else f"eccl.{script.removesuffix('.py').replace('/', '.')}"), arguments
+    if words[0] in SCRIPTS:
+        return SCRIPTS[words[0]].partition(":")[0], words[1:]
+    if words[:2] == ["python", "-m"]:
+        return words[2], words[3:]
+    if words[0] == "python" and words[1].startswith("tests/programs/"):
+        assert (ROOT / words[1]).is_file(), f"there is no {words[1]}"
+        return "", []
+    raise AssertionError(f"the test does not know how to run {words[0]}")
+
+
+def check_arguments(words: list[str]) -> None:
+    """Fails if the parser of a command refuses its arguments."""
+    if words[0] == "pip":
+        assert words[1] in ("install", "wheel"), words
+    elif words[0] == "make":
+        assert set(words[1:]) <= make_targets(), words
+    else:
+        module, arguments = module_and_arguments(words)
+        if module == "eccl.train_eccl":
+            train_eccl.parse_arguments(arguments)
+        elif module:
+            if module == "eccl.dataset_scripts.synthetic":
+                module += ".__main__"
+            importlib.import_module(module).make_parser().parse_args(arguments)
+
+
+@functools.cache
+def make_targets() -> set[str]:
+    return set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+
+
+def options_of(parser) -> set[str]:
+    return {option for action in parser._actions for option in action.option_strings}
+
+
+@functools.cache
+def known_options() -> set[str]:
+    """Returns every option of the commands, of accelerate's launcher, and of the pip commands in the README."""
+    from accelerate.commands.launch import launch_command_parser
+
+    known = {"--constraint", "--no-deps", "--wheel-dir", "--help_all"} | options_of(launch_command_parser())
+    for script in SCRIPTS.values():
+        known |= options_of(importlib.import_module(script.partition(":")[0]).make_parser())
+    groups = {
+        value for value in vars(train_eccl).values() if isinstance(value, type) and dataclasses.is_dataclass(value)
+    }
+    return known | {
+        f"--{field.name}" for group in {*groups, ECCLTrainingArguments} for field in dataclasses.fields(group)
+    }
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=str)
+def test_a_block_is_of_a_known_kind_and_its_arguments_are_accepted(block, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    if block.language == "python":
+        compile(block.text, str(block), "exec")
+    elif block.language == "yaml":
+        assert {f"--{name}" for name in yaml.safe_load(block.text)} <= known_options()
+    elif block.language == "text":
+        earlier = [other for other in BLOCKS if other.page == block.page and other.line < block.line]
+        assert earlier and earlier[-1].language in ("sh", "python"), f"{block} follows no command that could print it"
+    else:
+        assert block.language in ("sh", ""), f"{block}: the test does not know the language {block.language}"
+        for words in shell_commands(block):
+            check_arguments(words)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_targets_and_options_in_the_text_exist(page):
+    text = page.read_text(encoding="utf-8")
+    for target, _, anchor in (link.partition("#") for link in re.findall(r"\]\(([^)]+)\)", text) if ":" not in link):
+        linked = (page.parent / target).resolve() if target else page
+        assert linked.exists(), f"{page.name} links to {target}"
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", linked.read_text(encoding="utf-8"), re.MULTILINE)
+            slugs = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+            assert anchor in slugs, f"{page.name} links to {target}#{anchor}"
+    for target in re.findall(r"`make ([\w-]+)", text):
+        assert target in make_targets(), f"{page.name} names `make {target}`"
+    for option in re.findall(r"(?<![\w-])--[a-z][\w-]*", text):
+        assert option in known_options(), f"{page.name} names {option}"
+
+
+def test_the_commands_of_the_readme_are_those_of_setup_cfg():
+    rows = re.findall(r"^\| `(eccl-[\w-]+)` \| `([\w.]+)` \|", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert dict(rows) == {
+        name: entry.removesuffix(":main").removesuffix(".__main__") for name, entry in SCRIPTS.items()
+    }
+
+
+def test_every_exception_is_still_needed():
+    commands = [" ".join(words) for block in BLOCKS if block.language == "sh" for words in shell_commands(block)]
+    for part in NOT_RUN:
+        assert any(part in command for command in commands), f"no page has {part}: remove it from NOT_RUN"
+
+
+class Reader:
+    """A folder that looks like a clone after `make demo`, with the files that the pages name.
+
+    Args:
+        folder: an empty folder.
+        hub: stands for the Hub.
+
+    Attributes:
+        demo_output: what `make demo` printed.
+        unwanted: a line for each command that printed one of the phrases in `UNWANTED`.
+    """
+
+    def __init__(self, folder: Path, hub: LoopbackHub):
+        self.folder, self.demo_output, self.unwanted = folder, "", []
+        self.variables = os.environ | {
+            "HF_ENDPOINT": hub.url,
+            "HF_HOME": str(folder / "home"),
+            "HF_HUB_OFFLINE": "0",
+            "HF_TOKEN": "hf_loopback",
+            "HF_HUB_DISABLE_XET": "1",
+        }
+        for path in ROOT.iterdir():
+            if not path.name.startswith(".") and path.name not in ("demo", "build", "dist", "data", "runs"):
+                (folder / path.name).symlink_to(path)
+
+    def run(self, *command: str) -> str:
+        """Runs a command, notes unwanted warnings, and returns what the command printed on stdout."""
+        command = [re.sub(r"(?<![\w.])/data/", f"{self.folder}/data/", word) for word in command]
+        done = subprocess.run(command, cwd=self.folder, env=self.variables, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}{done.stderr[-4000:]}"
+        self.unwanted += [f"{' '.join(command)[:200]}: {phrase}" for phrase in UNWANTED if phrase in done.stderr]
+        return done.stdout
+
+    def run_words(self, words: list[str]) -> str:
+        """Runs a command of a page; a command that trains gets the arguments in `SHORTER` in addition."""
+        if any(part in " ".join(words) for part in NOT_RUN):
+            return ""
+        if words == ["make", "demo"]:
+            return "".join(map(self.run_words, demo_commands()))
+        if any(part in words for part in TRAINING):
+            words = [*words, *SHORTER]
+        if words[0] == "accelerate":
+            return self.run(sys.executable, "-m", "accelerate.commands.accelerate_cli", *words[1:])
+        if words[0] in SCRIPTS:
+            return self.run(sys.executable, "-m", SCRIPTS[words[0]].partition(":")[0], *words[1:])
+        assert words[0] == "python", f"{words}: the test does not know how to run it; NOT_RUN gives reasons not to"
+        return self.run(sys.executable, *words[1:])
+
+    def run_block(self, block: Block) -> str:
+        if block.language == "python":
+            return self.run(sys.executable, "-c", block.text)
+        return "".join(map(self.run_words, shell_commands(block)))
+
+
+def demo_commands() -> list[list[str]]:
+    """Returns the commands that `make demo` runs, apart from the installation."""
+    lines = subprocess.run(["make", "--dry-run", "demo"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    return [shlex.split(line.removeprefix(".venv/bin/")) for line in lines.splitlines() if DEMO_COMMAND.match(line)]
+
+
+def agrees(expected: str, printed: str) -> bool:
+    """Whether two lines have the same words; numbers with a decimal point may differ by the processor's rounding."""
+    ours, theirs = (re.split(r"(\d+\.\d+)", " ".join(line.split())) for line in (expected, printed))
+    return len(ours) == len(theirs) and all(
+        math.isclose(float(a), float(b), rel_tol=0.01, abs_tol=0.005) if index % 2 else a == b
+        for index, (a, b) in enumerate(zip(ours, theirs, strict=True))
+    )
+
+
+def tiny_clip(folder: Path) -> None:
+    """Writes a CLIP with random weights, 16 x 16 pixel patches and CLIP's own tokenizer."""
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    torch.manual_seed(0)
+    config = CLIPConfig(text_config=sizes, vision_config={**sizes, "patch_size": 16}, projection_dim=16)
+    CLIPModel(config).save_pretrained(folder)
+    clip_tokenizer().save_pretrained(folder)
+
+
+def original_checkpoint(file: Path) -> None:
+    """Writes a checkpoint of the original code with the vocabulary and the image size of the published model."""
+    content = torch.load(ROOT / "tests" / "goldens" / "eccl_original.pth", weights_only=True)
+    state, generator = content["model"], torch.Generator().manual_seed(0)
+    for name, rows in (
+        ("clip_model.token_embedding.weight", 49_408),
+        ("image_encoder.positional_embedding", 1 + 24 * 8),
+    ):
+        state[name] = torch.randn(rows, state[name].shape[1], generator=generator)
+    torch.save(content, file)
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory):
+    hub = LoopbackHub()
+    folder = tmp_path_factory.mktemp("reader")
+    tiny_clip(folder / "clip")
+    files = {path.name: path.read_bytes() for path in (folder / "clip").iterdir()}
+    hub.repositories["model", "openai/clip-vit-base-patch16"] = {"private": False, "commits": [("0" * 40, files)]}
+    reader = Reader(folder, hub)
+    for layout, name in (("cuhk_pedes", "CUHK-PEDES"), ("icfg_pedes", "ICFG-PEDES"), ("rstpreid", "RSTPReid")):
+        sizes = {"train_ids": 4, "val_ids": 0 if layout == "icfg_pedes" else 2, "test_ids": 2, "images_per_id": 2}
+        write_benchmark(SyntheticBenchmark(layout, **sizes), folder / "data" / name, num_workers=1)
+    original_checkpoint(folder / "best.pth")
+    reader.demo_output = reader.run_words(["make", "demo"])
+    shutil.copy(next((folder / "demo" / "data" / "imgs").rglob("*.jpg")), folder / "person.jpg")
+    words = ["train_eccl.py", "recipes/eccl_rstpreid.yaml", "--data_dir", "/data/RSTPReid", "--eval_strategy", "no"]
+    words += ["--save_strategy", "no", "--load_best_model_at_end", "False", "--output_dir", "runs/rstpreid"]
+    reader.run_words(["python", *words, "--init_from", "openai/clip-vit-base-patch16"])
+    shutil.copytree(folder / "runs" / "rstpreid", folder / "runs" / "cuhk")
+    yield reader
+    hub.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_block_runs_and_prints_what_the_page_says(page, reader):
+    printed = ""
+    for block in read_blocks(page):
+        if block.language == "text":
+            lines = iter(printed.splitlines())
+            for expected in block.text.splitlines():
+                if not expected.startswith(CHANGED_BY_SHORTER):
+                    assert any(agrees(expected, line) for line in lines), f"{block}: {expected!r} not in:\n{printed}"
+        elif block.language != "yaml":
+            is_demo = "make demo" in block.text
+            printed = reader.demo_output if is_demo else reader.run_block(block)
+
+
+@pytest.mark.slow
+def test_no_command_of_the_pages_printed_an_unwanted_warning(reader):
+    assert reader.unwanted == []
