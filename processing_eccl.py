@@ -96,7 +96,7 @@ def read_image(source: str | PathLike[str] | BinaryIO | Image.Image) -> Image.Im
     if isinstance(source, (str, PathLike)):
         name = source
     else:
-        # A PIL image has `filename`, an open file has `name`; both can be empty, and the name of a file can be a number.
+        # A PIL image has `filename`, an open file has `name`. Both can be empty; the name of a file can be a number.
         name = getattr(source, "filename", None) or getattr(source, "name", None)
         name = name if isinstance(name, str) and name else "a file without a name"
     try:

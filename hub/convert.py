@@ -126,10 +126,12 @@ def make_parser() -> CommandParser:
         "--prompt_depth",
         type=at_least(1),
         default=12,
-        help="number of layers, counted from the first, that get new prompts",
+        help="number of layers, counted from the first, that get the new prompts; without effect if none are added",
     )
     parser.add_argument(
-        "--push_to_hub", metavar="NAME", help="also publish the folder on the Hub as the model USER/NAME"
+        "--push_to_hub",
+        metavar="NAME",
+        help="also publish the folder on the Hub as this model: USER/NAME, or NAME alone for the user who is logged in",
     )
     return parser
 

@@ -198,7 +198,10 @@ def _describe_result(result: Result, name: str, published: Mapping[str, Mapping[
         )
     if published and result.differs:
         differences = "; ".join(result.differs)
-        sentences.append(f"This is not the published data set, so they do not compare: {differences}.")
+        sentences.append(
+            "This is not the published data set, so these figures cannot be compared with the published ones: "
+            f"{differences}."
+        )
     return " ".join(sentences) + "\n\n" + format_table({name: result.metrics, **published})
 
 

@@ -108,7 +108,7 @@ def publish(folder: str | Path, name: str, private: bool = False, message: str |
 def make_parser() -> CommandParser:
     parser = CommandParser("python -m eccl.hub.publish", __doc__)
     parser.add_argument("folder", help="folder to upload: a model, an adapter, an exported data set, or the metric")
-    parser.add_argument("name", help="name of the repository on the Hub: USER/NAME")
+    parser.add_argument("name", help="repository on the Hub: USER/NAME, or NAME alone for the user who is logged in")
     parser.add_argument(
         "--private",
         action="store_true",

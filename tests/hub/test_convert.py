@@ -19,8 +19,8 @@ from helpers import GOLDENS, clip_tokenizer
 CLIP, IRRA, ECCL = (GOLDENS / name for name in ("clip_openai.pt", "irra_pretrained.pth", "eccl_original.pth"))
 SIZE = (96, 32)
 
-# The sizes of a random checkpoint. They differ from each other and from the sizes of the files in tests/goldens. Only the
-# first layers of both encoders have prompts.
+# The sizes of a random checkpoint. They differ from each other and from the sizes of the files in tests/goldens.
+# Only the first layers of both encoders have prompts.
 TEXT_WIDTH, VISION_WIDTH, TEXT_LAYERS, VISION_LAYERS = 128, 192, 4, 5
 DEPTH, PROMPTS, PATCH, RANK, VOCAB = 2, 3, 8, 2, 90
 

@@ -49,7 +49,7 @@ def name_base(adapter, base):
 @torch.no_grad()
 def features(model, processor):
     """Computes the features of two fixed captions and of two random images."""
-    height, width = model.config.image_size
+    height, width = model.config.input_size
     pixels = torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(2))
     inputs = processor(text=CAPTIONS, return_tensors="pt")
     device = model.device
@@ -61,7 +61,7 @@ def check_form(model, processor):
     """Checks the form of a loaded model, and that its processor fits it."""
     assert type(model) is ECCLModel and not model.training
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
-    height, width = model.config.image_size
+    height, width = model.config.input_size
     assert type(processor) is ECCLProcessor and processor.image_processor.size == {"height": height, "width": width}
     assert processor.max_text_length == model.config.max_text_length
     assert processor(text="a man")["input_ids"] == [49406, 320, 786, 49407]
@@ -75,7 +75,7 @@ def test_a_merged_model_equals_from_pretrained(clip, tmp_path, dtype):
     model, processor = load_model(tmp_path / "merged")
     check_form(model, processor)
     direct = ECCLModel.from_pretrained(tmp_path / "merged", dtype=torch.float32).eval()
-    assert model.config.num_prompt_tokens == 3 and model.config.image_size == SIZE
+    assert model.config.num_prompt_tokens == 3 and model.config.input_size == SIZE
     torch.testing.assert_close(features(model, processor), features(direct, processor))
 
 
@@ -87,7 +87,7 @@ def test_an_adapter_equals_its_base_with_unmerged_lora(clip, adapter, given):
     model, processor = load_model(adapter, base)
     check_form(model, processor)
     wrapped = load_adapter(adapter, base).eval()
-    assert model.config.num_prompt_tokens == 3 and model.config.image_size == SIZE
+    assert model.config.num_prompt_tokens == 3 and model.config.input_size == SIZE
     expected = features(wrapped, processor)
     torch.testing.assert_close(features(model, processor), expected, rtol=1e-5, atol=1e-5)
     plain = ECCLModel.from_clip(str(clip), SIZE, num_prompt_tokens=0)
@@ -105,16 +105,21 @@ def test_a_given_base_replaces_the_one_that_the_adapter_names(clip, adapter, tmp
 def test_a_plain_clip_gets_the_image_size_of_the_published_model(clip):
     model, processor = load_model(str(clip))
     check_form(model, processor)
-    assert model.prompt_learner is None and model.config.image_size == (384, 128)
+    assert model.prompt_learner is None and model.config.input_size == (384, 128)
     direct = CLIPModel.from_pretrained(clip).eval()
     inputs = processor(text=CAPTIONS, return_tensors="pt")
     with torch.no_grad():
-        # transformers returns the pooled output as a field, or alone in older releases.
-        texts = direct.get_text_features(**inputs)
-    texts = getattr(texts, "pooler_output", texts)
+        texts = direct.get_text_features(**inputs).pooler_output
     torch.testing.assert_close(features(model, processor)[: len(CAPTIONS)], texts)
     resized = ECCLModel.from_clip(direct, (384, 128), num_prompt_tokens=0)
     torch.testing.assert_close(features(model, processor), features(resized, processor))
+
+
+def test_weights_stored_in_half_precision_come_back_in_float32(clip, adapter):
+    CLIPModel.from_pretrained(clip).to(torch.bfloat16).save_pretrained(clip)
+    assert CLIPModel.from_pretrained(clip).dtype == torch.bfloat16
+    check_form(*load_model(clip))
+    check_form(*load_model(adapter, str(clip)))
 
 
 def test_an_adapter_that_names_no_base_is_refused(adapter):

@@ -164,7 +164,7 @@ def test_a_card_omits_unknown_facts(tmp_path):
     other = make_model_card(
         Facts("mine", None, "Trained.", "x", results=[make_result(differs=["test has 3 ids"])]), PUBLISHED
     )
-    assert "This is not the published data set, so they do not compare: test has 3 ids." in other
+    assert "so these figures cannot be compared with the published ones: test has 3 ids." in other
 
 
 def test_an_adapter_with_its_three_files_is_a_model(tmp_path):

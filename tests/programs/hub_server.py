@@ -1,4 +1,7 @@
-"""A Hub on the loopback: what huggingface_hub's client asks of one to create, upload, list and download."""
+"""A Hub on this machine, with the routes that the client of huggingface_hub uses to create, upload, list and download.
+
+Everything is in memory, and nothing outside the machine is reached.
+"""
 
 import base64
 import hashlib
@@ -7,18 +10,21 @@ import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+# The kinds of repositories: their names in addresses, and their names in the client.
 _KINDS = {"models": "model", "datasets": "dataset", "spaces": "space"}
-_LFS_FROM = 10_000
+# Files of at least this size in bytes are uploaded apart from the commit, as with Git LFS.
+_MIN_LFS_SIZE = 10_000
 
 
 class LoopbackHub:
-    """Repositories in memory, by kind and name.
+    """A server with repositories in memory.
 
     Attributes:
-        url: for `HF_ENDPOINT`.
-        repositories: `{(kind, name): {"private": bool, "commits": [(sha, {path: bytes})]}}`, newest last.
-        forbidden: names that nobody may write to.
-        fail_commits: how many commits are yet to be answered with a broken gateway.
+        url: the address of the server, for `HF_ENDPOINT`.
+        repositories: `{(kind, name): {"private": bool, "commits": [(sha, {path: bytes})]}}`, the newest commit last.
+        blobs: the contents of uploaded large files, `{SHA-256: bytes}`.
+        forbidden: names of repositories that nobody may write to.
+        fail_commits: number of commits that the server still answers with an error of the gateway.
     """
 
     def __init__(self):
@@ -38,11 +44,13 @@ class LoopbackHub:
         self.server.server_close()
 
     def files(self, kind, name):
-        """The newest commit's files."""
+        """Returns the files of the newest commit, `{path: bytes}`."""
         return self.repositories[kind, name]["commits"][-1][1]
 
 
 class _Handler(BaseHTTPRequestHandler):
+    """Answers the requests of the client; the attribute `hub` is the server's [`LoopbackHub`]."""
+
     protocol_version = "HTTP/1.1"
 
     def log_message(self, *_):
@@ -88,7 +96,7 @@ class _Handler(BaseHTTPRequestHandler):
         if match := re.fullmatch(r"/api/(\w+)/(.+)/preupload/(.+)", path):
             files = json.loads(body)["files"]
             modes = [
-                {"path": file["path"], "uploadMode": "lfs" if file["size"] >= _LFS_FROM else "regular",
+                {"path": file["path"], "uploadMode": "lfs" if file["size"] >= _MIN_LFS_SIZE else "regular",
                  "shouldIgnore": False, "oid": None}
                 for file in files
             ]  # fmt: skip
@@ -122,7 +130,7 @@ class _Handler(BaseHTTPRequestHandler):
         body = self._body()
         oid = self.path.removeprefix("/lfs/")
         if hashlib.sha256(body).hexdigest() != oid:
-            return self._send(400, {"error": "the content is not that of its name"})
+            return self._send(400, {"error": "the content does not have the SHA-256 of its name"})
         self.hub.blobs[oid] = body
         return self._send(200)
 

@@ -139,7 +139,7 @@ def soak(processes: int, cycles: int, rng: random.Random, folder: Path) -> tuple
     """Kills runs until the given number of kills is reached.
 
     Returns:
-        The kills by phase, what differed, and how many incomplete checkpoints were passed over.
+        The kills by phase, what differed, and how many incomplete checkpoints were not used.
     """
     durations, expected = defaultdict(list), {}
     for limit in LIMITS:
@@ -167,7 +167,7 @@ def soak(processes: int, cycles: int, rng: random.Random, folder: Path) -> tuple
         run.finish()
         found = difference(run.end(), expected[limit])
         differing += [f"{run.folder}, killed in {', '.join(phases)}: {found}"] if found else []
-        passed_over += (run.folder / "log.txt").read_text(errors="replace").count("is incomplete and passed over")
+        passed_over += (run.folder / "log.txt").read_text(errors="replace").count("is incomplete and not used")
         number += 1
     return kills, differing, passed_over
 
@@ -183,7 +183,7 @@ def main() -> int:
         make_backbone(folder / "data", folder / "backbone")
     began = time.time()
     print(
-        f"{'processes':>9} {'kills':>5}  " + "".join(f"{phase:>11}" for phase in PHASES) + "  passed over  differences"
+        f"{'processes':>9} {'kills':>5}  " + "".join(f"{phase:>11}" for phase in PHASES) + "   incomplete  differences"
     )
     all_differing = []
     for processes, cycles in ((1, arguments.cycles - arguments.cycles // 2), (2, arguments.cycles // 2)):

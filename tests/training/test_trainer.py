@@ -307,7 +307,10 @@ def test_the_card_of_a_run_says_what_it_was(backbone, benchmark, tmp_path):
         assert "- Data: cuhk_pedes train: 4 ids, 8 images, 16 captions" in card and "- seed: 11" in card
         assert "On cuhk_pedes, split test: 8 queries, 4 in the gallery" in card
         assert "- Chosen: the evaluation with the best rank1 on test, the split that is scored below" in card
-        assert "they do not compare: test has 2 ids, 4 images, 8 captions; published: 1,000 ids" in card
+        assert (
+            "cannot be compared with the published ones: test has 2 ids, 4 images, 8 captions; published: 1,000 ids"
+            in card
+        )
         assert "| ECCL (published)" in card and str(tmp_path) not in card
     figures = [line for line in card.splitlines() if "out, measured" in line]
     state = json.loads(next((tmp_path / "out").glob("checkpoint-*/trainer_state.json")).read_text())
