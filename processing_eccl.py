@@ -93,12 +93,13 @@ def read_image(source: str | PathLike[str] | BinaryIO | Image.Image) -> Image.Im
     Raises:
         ValueError: the image cannot be read. The message names the file.
     """
+    name: str | PathLike[str] = "a file without a name"
     if isinstance(source, (str, PathLike)):
         name = source
     else:
         # A PIL image has `filename`, an open file has `name`. Both can be empty; the name of a file can be a number.
-        name = getattr(source, "filename", None) or getattr(source, "name", None)
-        name = name if isinstance(name, str) and name else "a file without a name"
+        found = getattr(source, "filename", None) or getattr(source, "name", None)
+        name = found if isinstance(found, str) else name
     try:
         if isinstance(source, Image.Image):
             return ImageOps.exif_transpose(source).convert("RGB")

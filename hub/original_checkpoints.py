@@ -131,7 +131,7 @@ class _Checkpoint:
     Args:
         path: the file, for error messages.
         state: the state dict.
-        to_key: makes the key of the file from an OpenAI name; it stands for the format of the file.
+        to_key: makes the key of the file from an OpenAI name; each format has a different function.
     """
 
     def __init__(self, path: str | Path, state: dict[str, Any], to_key: Callable[[str], str]):

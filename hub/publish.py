@@ -14,7 +14,7 @@ _NOT_PUBLISHED = ["checkpoint-*", "checkpoint-*/**", "runs/**", "**/__pycache__/
 
 
 def kind_of(folder: Path) -> Literal["model", "dataset", "space"]:
-    """Tells by the files in a folder which kind of Hub repository it becomes; a metric becomes a space.
+    """Returns the kind of Hub repository that a folder becomes, by the files in it; a metric becomes a space.
 
     Raises:
         ValueError: the folder is none of them, or files are missing; the message names them.

@@ -351,8 +351,8 @@ class ECCLTrainer(Trainer):
         total, parts = self.objective(pairs)
         self._encoded_batches.append(EncodedBatch(pairs.detach(), inputs.get("file_paths", [])))
         if not total.isfinite():
-            values = ", ".join(f"{name} {float(value):.4g}" for name, value in parts.items())
-            self._stop(f"the loss is {float(total)} ({values})")
+            values = ", ".join(f"{name} {float(value.detach()):.4g}" for name, value in parts.items())
+            self._stop(f"the loss is {float(total.detach())} ({values})")
         self._monitor.add(parts)
         return (total, outputs) if return_outputs else total
 
