@@ -255,7 +255,11 @@ def build_model(arguments: ModelArguments, tune: str, train: datasets.Dataset) -
         model, processor = _build_from_scratch(arguments, train)
     else:
         model, processor = _build_from_backbone(arguments, tune)
+    # transformers warns that it finds no models of the encoders' configurations; the layers read them nevertheless.
+    verbosity = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
     model.set_attn_implementation(arguments.attn_implementation)
+    transformers.logging.set_verbosity(verbosity)
     return model, processor
 
 

@@ -1,5 +1,8 @@
 """The trained part of ECCL as an adapter of peft: LoRA matrices for both encoders, and the whole prompt learner."""
 
+import contextlib
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
@@ -33,7 +36,8 @@ def attach_lora(model: ECCLModel, rank: int = 4, alpha: int = 4) -> PeftModel:
     config = LoraConfig(
         r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=TARGET_MODULES, modules_to_save=["prompt_learner"]
     )
-    return get_peft_model(model, config)
+    with _without_deprecations():
+        return get_peft_model(model, config)
 
 
 def merge_lora(model: PeftModel) -> ECCLModel:
@@ -77,7 +81,16 @@ def load_adapter(name: str | Path, base: ECCLModel | str | None = None, adapter_
     if isinstance(base, str):
         config = ECCLConfig.from_pretrained(name)
         base = ECCLModel.from_clip(base, config.input_size, config.num_prompt_tokens, config.prompt_depth)
-    return PeftModel.from_pretrained(base, name, adapter_name=adapter_name)
+    with _without_deprecations():
+        return PeftModel.from_pretrained(base, name, adapter_name=adapter_name)
+
+
+@contextlib.contextmanager
+def _without_deprecations() -> Iterator[None]:
+    """Hides a warning that users cannot act on: peft reads `is_gradient_checkpointing`, which transformers renamed."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated", category=FutureWarning)
+        yield
 
 
 def count_parameters(model: ECCLModel | PeftModel) -> tuple[int, int]:
