@@ -4,6 +4,8 @@ import os
 # The Hugging Face libraries read these variables when they are imported.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# The models of the tests are tiny: several threads would mostly wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
