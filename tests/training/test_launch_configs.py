@@ -129,4 +129,4 @@ def test_shards_train_and_resume_as_whole_copies(backbone, benchmark, tmp_path):
 def test_without_accelerators_shards_are_copies_and_it_says_so(backbone, benchmark, tmp_path):
     words = command("fsdp", backbone, benchmark, tmp_path, "--num_processes", 2, words=("--max_steps", 1))
     printed = finish(start(words))
-    assert "FSDP is for accelerators, there are none" in printed
+    assert "FSDP needs accelerators and there are none" in printed
