@@ -83,7 +83,7 @@ def list_images(folder: str | PathLike[str]) -> list[Path]:
 
 
 def read_image(source: str | PathLike[str] | BinaryIO | Image.Image) -> Image.Image:
-    """Reads an image as upright 8-bit RGB. This project opens every image with this function.
+    """Reads an image as upright 8-bit RGB. Every image that the model sees is opened with it.
 
     The EXIF orientation is applied. Pillow converts other modes to RGB; it drops an alpha channel.
 

@@ -196,7 +196,7 @@ class ECCLTrainingArguments(TrainingArguments):
             if getattr(self, name) not in (getattr(TrainingArguments, name, None), None, {}):
                 raise ValueError(f"{name} is {getattr(self, name)!r}: it would do nothing here, leave it out")
         if self.enable_jit_checkpoint:
-            raise ValueError("enable_jit_checkpoint must be False: SIGTERM writes a checkpoint without it")
+            raise ValueError("enable_jit_checkpoint must be False: this trainer already writes a checkpoint on SIGTERM")
         if self.epoch_schedule and self.warmup_steps:
             raise ValueError(
                 f"warmup_steps is {self.warmup_steps}, but the learning rates are stepped per epoch: set "

@@ -56,8 +56,9 @@ def find_incompleteness(checkpoint: Path) -> str | None:
 def delete_older_checkpoints(checkpoint: Path, limit: int | None, best: str | None) -> None:
     """Deletes the checkpoints that a run no longer needs, after a new one is complete.
 
-    The new checkpoint and the best one are kept, then those written last. Incomplete checkpoints are deleted first.
-    transformers' own rotation can go by the step number, and can keep a later checkpoint that was never finished.
+    The new and the best checkpoint are always kept. If `limit` allows more, the most recently written ones are kept,
+    too. Incomplete checkpoints are deleted first. transformers may sort by step number, and so may keep an unfinished
+    checkpoint with a higher number.
 
     Args:
         checkpoint: the checkpoint just written.

@@ -1,5 +1,7 @@
 """The losses of text-to-image person retrieval, as pure functions of tensors.
 
+`objective.py` makes the named losses of a run of them; to add a loss, start there.
+
 In all of them, `image_features` and `text_features` are `(batch, dim)` and unnormalised; row i of both belongs to pair
 i, and `person_ids` `(batch,)` gives the person of each pair. `s_ij` is the cosine of text i and image j. Every loss is
 computed in float32, for features of any dtype, and returned as a float32 scalar.

@@ -30,7 +30,7 @@ class StepMonitor:
         """Adds a step that ends now.
 
         Args:
-            pairs: size of its batch over all processes.
+            pairs: number of pairs in the batch of the step, all processes together.
         """
         now = self._clock()
         self._seconds, self._since = self._seconds + now - self._since, now

@@ -204,7 +204,7 @@ class ECCLTrainer(Trainer):
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
     ) -> torch.optim.lr_scheduler.LRScheduler:
-        """Makes the per-epoch schedule, or transformers' own if `lr_scheduler_type` names one."""
+        """Makes the per-epoch schedule (`epoch_factor` in arguments.py), or the one that `lr_scheduler_type` names."""
         if not self.args.epoch_schedule:
             return super().create_scheduler(num_training_steps, optimizer)
         stepped: Any = self.optimizer if optimizer is None else optimizer

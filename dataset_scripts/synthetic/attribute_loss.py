@@ -1,4 +1,4 @@
-"""The `attribute` loss of pre-training on the synthetic benchmark, which knows what each caption mentions."""
+"""The `attribute` loss, for pre-training on the synthetic benchmark: only there, the attributes are known."""
 
 import json
 from pathlib import Path
