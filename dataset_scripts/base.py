@@ -90,6 +90,11 @@ def canonical_split(split: Any) -> Any:
     return split
 
 
+def image_paths(dataset: datasets.Dataset) -> list[str]:
+    """Returns the path of each image of a split, in the order of its rows."""
+    return [image["path"] for image in dataset.cast_column("image", datasets.Image(decode=False))["image"]]
+
+
 def published_differences(layout: Layout, split: str, dataset: datasets.Dataset) -> list[str]:
     """Compares the size of a split with the published size.
 

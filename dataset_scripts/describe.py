@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from ..utils.command_line import CommandParser, add_shared_option, command, say
 from . import BENCHMARKS
 from .annotations import SplitSize
+from .base import image_paths
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer
@@ -71,11 +72,6 @@ def image_kinds(paths: Sequence[str]) -> Counter[tuple[int, int, str]]:
     with ThreadPoolExecutor() as pool:
         headers = pool.map(read_header, paths)
         return Counter(tqdm(headers, total=len(paths), desc="image sizes", unit="image", leave=False))
-
-
-def image_paths(dataset: datasets.Dataset) -> list[str]:
-    """Returns the path of each image of a split, in the order of its rows."""
-    return [image["path"] for image in dataset.cast_column("image", datasets.Image(decode=False))["image"]]
 
 
 def size_table(splits: datasets.DatasetDict, published: dict[str, SplitSize]) -> str:

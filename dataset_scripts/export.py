@@ -17,7 +17,8 @@ from huggingface_hub.errors import RepositoryNotFoundError
 from ..utils.command_line import CommandParser, add_shared_option, command, say
 from ..utils.files import complete_folder, require_new_folder
 from . import BENCHMARKS
-from .describe import image_paths, size_table
+from .base import image_paths
+from .describe import size_table
 from .synthetic import LABELS_FILE
 
 # Bytes of images per file. The library aims at the same size. The export needs about twice as much memory.

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from ..configuration_eccl import checkpoint_kind
 from ..dataset_scripts import BENCHMARKS
-from ..dataset_scripts.base import canonical_split, published_differences
+from ..dataset_scripts.base import canonical_split, image_paths, published_differences
 from ..dataset_scripts.synthetic import LABELS_FILE
 from ..encoding_eccl import SplitEmbeddings, embed_split
 from ..hub.loading import load_model
@@ -327,7 +327,7 @@ def picture_rankings(ranked: RankedSplit) -> Image.Image:
     embeds, dataset = ranked.embeds, ranked.benchmark.dataset
     similarities = unit_rows(embeds.text_embeds[chosen]) @ unit_rows(embeds.image_embeds).T
     captions = [caption for captions_of_image in dataset["captions"] for caption in captions_of_image]
-    files = [image["path"] for image in dataset.cast_column("image", datasets.Image(decode=False))["image"]]
+    files = image_paths(dataset)
     return draw_rankings(queries, captions, embeds.query_person_ids, similarities, files, embeds.gallery_person_ids)
 
 

@@ -35,7 +35,7 @@ ALLOWED = {
     },
     # The loss of pre-training on the synthetic benchmark is next to its generator.
     "dataset_scripts/synthetic/attribute_loss.py": {
-        *("torch", "datasets", "eccl.dataset_scripts.synthetic.generator"),
+        *("torch", "datasets", "eccl.dataset_scripts.base", "eccl.dataset_scripts.synthetic.generator"),
         *(f"eccl.training.{name}" for name in ("arguments", "losses", "objective", "pairs")),
     },
     "training/losses.py": {"torch"},

@@ -13,6 +13,7 @@ from ...training.arguments import ECCLTrainingArguments
 from ...training.losses import attribute_classification_loss
 from ...training.objective import LossTerm, PairBatch
 from ...training.pairs import CaptionPairs, PairDraw
+from ..base import image_paths
 from .generator import LABELS_FILE
 
 
@@ -67,7 +68,7 @@ def read_attribute_labels(dataset: datasets.Dataset) -> tuple[list[torch.Tensor]
     Raises:
         FileNotFoundError: the benchmark is not a synthetic one.
     """
-    first_image = Path(dataset.cast_column("image", datasets.Image(decode=False))[0]["image"]["path"])
+    first_image = Path(image_paths(dataset.select([0]))[0])
     # The image's path is <benchmark>/imgs/<file_path>.
     folder = first_image.parents[len(Path(dataset[0]["file_path"]).parts)]
     file = folder / LABELS_FILE
