@@ -162,7 +162,6 @@ class ECCLTrainer(Trainer):
 
     def get_train_dataloader(self) -> DataLoader:
         """Makes the loader of the training pairs; a SIGTERM to the whole run does not reach its workers."""
-        self.sampler = self.make_sampler()
         loader = DataLoader(
             self.train_dataset,
             batch_size=self.args.train_batch_size,

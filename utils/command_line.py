@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 
-class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     """Adds the default to each help text, unless the option has none."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
@@ -27,7 +27,7 @@ class CommandParser(argparse.ArgumentParser):
     """
 
     def __init__(self, command: str, description: str | None, **kwargs: Any):
-        kwargs.setdefault("formatter_class", _HelpFormatter)
+        kwargs.setdefault("formatter_class", HelpFormatter)
         kwargs.setdefault("allow_abbrev", False)
         super().__init__(prog=command, description=(description or "").partition("\n")[0], **kwargs)
         self.add_argument("--debug", action="store_true", help="after an error, show the traceback instead of one line")
@@ -118,4 +118,4 @@ def say(message: str) -> None:
         print(message, file=sys.stderr, flush=True)
 
 
-__all__ = ["CommandParser", "add_shared_option", "at_least", "command", "say"]
+__all__ = ["CommandParser", "HelpFormatter", "add_shared_option", "at_least", "command", "say"]
