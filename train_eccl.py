@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
-from eccl.utils.command_line import command, say
+from eccl.utils.command_line import HelpFormatter, command, say
 from eccl.utils.shipped import find_recipe
 
-# The imports below take seconds; only the first process of a machine reports.
-if __name__ == "__main__" and os.environ.get("LOCAL_RANK", "0") == "0":
+# The imports below take seconds.
+if __name__ == "__main__":
     say("train_eccl: loading torch and transformers")
 
 import datasets
@@ -164,7 +164,7 @@ def _refuse(message: str) -> NoReturn:
 
 def format_help(parser: argparse.ArgumentParser, everything: bool) -> str:
     """Formats the help of the parser: this project's options in groups, then all others if `everything` is true."""
-    formatter = argparse.ArgumentDefaultsHelpFormatter(parser.prog, max_help_position=30, width=110)
+    formatter = HelpFormatter(parser.prog, max_help_position=30, width=110)
     formatter.add_usage(parser.usage, [], [])
     formatter.add_text(parser.description)
     # Of `--name`, `--name-with-dashes` and `--no_name`, the help shows the first.
@@ -173,8 +173,6 @@ def format_help(parser: argparse.ArgumentParser, everything: bool) -> str:
         action.option_strings = action.option_strings[:1]
         if isinstance(action.default, list):
             action.default = " ".join(map(str, action.default))
-        elif action.default is None:
-            action.default = argparse.SUPPRESS
         actions.setdefault(action.dest, action)
     groups = {**_HELP_GROUPS, "general": ("help", "help_all", "debug")}
     if everything:
@@ -203,11 +201,17 @@ def parse_arguments(arguments: list[str]) -> tuple[DataArguments, ModelArguments
             raise ValueError(f"{recipe} is not YAML: {' '.join(str(error).split())}") from error
         if not isinstance(values, dict):
             raise ValueError(f"{recipe} holds a {type(values).__name__}, it must map option names to values")
-        unknown = sorted(set(values) - {action.dest for action in parser._actions})
+        actions = {action.dest: action for action in parser._actions}
+        unknown = sorted(values.keys() - actions.keys())
         if unknown:
             raise ValueError(
                 f"{recipe}: unknown option {', '.join(unknown)}; train_eccl.py --help_all lists the options"
             )
+        # argparse checks only what is given on the command line.
+        for name, value in values.items():
+            choices = actions[name].choices
+            if choices is not None and value not in choices:
+                raise ValueError(f"{recipe}: {name} is {value!r}, it must be one of {', '.join(map(str, choices))}")
         parser.set_defaults(**values)
     if {"--help", "-h", "--help_all"} & set(arguments):
         print(format_help(parser, "--help_all" in arguments))

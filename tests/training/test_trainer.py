@@ -1,3 +1,4 @@
+import dataclasses
 import importlib
 import inspect
 import json
@@ -11,7 +12,7 @@ import safetensors.torch
 import torch
 import yaml
 from peft import PeftModel
-from transformers import AutoModel, AutoProcessor, CLIPConfig, CLIPModel, CLIPTokenizer, Trainer
+from transformers import AutoModel, AutoProcessor, CLIPConfig, CLIPModel, CLIPTokenizer, Trainer, TrainingArguments
 
 from eccl.eval.benchmarks.training import peak_of_a_step
 from eccl.hub.adapter import load_adapter
@@ -187,6 +188,32 @@ def test_flags_override_the_recipe_and_unknown_keys_are_named(tmp_path):
     recipe.write_text("tal_magrin: 0.3")
     with pytest.raises(ValueError, match=r"recipe.yaml: unknown option tal_magrin"):
         train_eccl.parse_arguments([str(recipe)])
+
+
+def test_a_wrong_choice_in_a_recipe_is_refused_before_the_work(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    for name, value in (("save_dtype", "float8"), ("on_bad_image", "ignore"), ("attn_implementation", "fast")):
+        recipe.write_text(yaml.safe_dump({name: value}))
+        with pytest.raises(ValueError, match=rf"recipe.yaml: {name} is '{value}', it must be one of"):
+            train_eccl.parse_arguments([str(recipe)])
+
+
+def test_help_shows_the_options_of_this_project_and_help_all_those_of_transformers(capsys):
+    shown = {}
+    for flag in ("--help", "--help_all"):
+        with pytest.raises(SystemExit) as raised:
+            train_eccl.main([flag])
+        assert raised.value.code in (None, 0)
+        shown[flag] = capsys.readouterr().out
+    options = {flag: set(re.findall(r"^  (--\w+)", text, re.MULTILINE)) for flag, text in shown.items()}
+    classes = (train_eccl.DataArguments, train_eccl.ModelArguments)
+    assert {f"--{field.name}" for cls in classes for field in dataclasses.fields(cls)} <= options["--help"]
+    theirs = {f"--{field.name}" for field in dataclasses.fields(TrainingArguments) if field.init}
+    changed = {f"--{name}" for name in vars(ECCLTrainingArguments)["__annotations__"]}
+    assert changed - {"--remove_unused_columns", "--ddp_find_unused_parameters"} <= options["--help"]
+    assert not {"--adam_beta1", "--fsdp", "--deepspeed"} & options["--help"]
+    assert theirs <= options["--help_all"] and options["--help"] < options["--help_all"]
+    assert "{lora,full}" in shown["--help"] and "(default: None)" not in shown["--help_all"]
 
 
 @pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
