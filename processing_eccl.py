@@ -102,9 +102,12 @@ def read_image(source: str | PathLike[str] | BinaryIO | Image.Image) -> Image.Im
         name = found if isinstance(found, str) else name
     try:
         if isinstance(source, Image.Image):
-            return ImageOps.exif_transpose(source).convert("RGB")
-        with Image.open(source) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
+            upright = ImageOps.exif_transpose(source)
+        else:
+            with Image.open(source) as image:
+                upright = ImageOps.exif_transpose(image)
+        # Both functions copy the image: one copy is enough.
+        return upright if upright.mode == "RGB" else upright.convert("RGB")
     # On malformed files, Pillow raises errors of many types: OSError, SyntaxError, struct.error, ...
     except Exception as error:
         raise ValueError(f"{name} cannot be read as an image: {error}") from error

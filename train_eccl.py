@@ -135,7 +135,7 @@ class ModelArguments:
 
 def make_parser() -> HfArgumentParser:
     """Makes the parser of all options."""
-    # One worker per core would starve the training process itself.
+    # On a CPU the training process itself keeps two cores busy: on two cores, a worker made it slower.
     cores, processes = os.cpu_count() or 1, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     dataclasses: Any = (DataArguments, ModelArguments, ECCLTrainingArguments)
     parser = HfArgumentParser(
@@ -146,7 +146,7 @@ def make_parser() -> HfArgumentParser:
         allow_abbrev=False,
         add_help=False,
     )
-    parser.set_defaults(dataloader_num_workers=min(8, max(0, cores // processes - 1)))
+    parser.set_defaults(dataloader_num_workers=min(8, max(0, cores // processes - 2)))
     general = parser.add_argument_group("general")
     general.add_argument("--help", "-h", action="store_true", help="show the options of this project and exit")
     general.add_argument("--help_all", action="store_true", help="show all options, transformers' too, and exit")
