@@ -209,7 +209,9 @@ def parse_arguments(arguments: list[str]) -> tuple[DataArguments, ModelArguments
             )
         # argparse checks only what is given on the command line.
         for name, value in values.items():
-            choices = actions[name].choices
+            choices, length = actions[name].choices, actions[name].nargs
+            if isinstance(length, int) and not (isinstance(value, list) and len(value) == length):
+                raise ValueError(f"{recipe}: {name} is {value!r}, it must be a list of {length} values")
             if choices is not None and value not in choices:
                 raise ValueError(f"{recipe}: {name} is {value!r}, it must be one of {', '.join(map(str, choices))}")
         parser.set_defaults(**values)

@@ -196,6 +196,10 @@ def test_a_wrong_choice_in_a_recipe_is_refused_before_the_work(tmp_path):
         recipe.write_text(yaml.safe_dump({name: value}))
         with pytest.raises(ValueError, match=rf"recipe.yaml: {name} is '{value}', it must be one of"):
             train_eccl.parse_arguments([str(recipe)])
+    for value in (384, [384], [384, 128, 3]):
+        recipe.write_text(yaml.safe_dump({"image_size": value}))
+        with pytest.raises(ValueError, match=r"recipe.yaml: image_size is .*, it must be a list of 2 values"):
+            train_eccl.parse_arguments([str(recipe)])
 
 
 def test_help_shows_the_options_of_this_project_and_help_all_those_of_transformers(capsys):
