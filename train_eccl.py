@@ -103,10 +103,7 @@ class ModelArguments:
     )
     image_size: list[int] | None = field(
         default=None,
-        metadata={
-            "help": "Height and width of the images (default: those of an ECCL backbone, else 384 128).",
-            "nargs": 2,
-        },
+        metadata={"help": "Height and width of the images (default: those of an ECCL backbone, else 384 128)."},
     )
     attn_implementation: Literal["sdpa", "eager"] = field(
         default="sdpa", metadata={"help": "Implementation of attention; on a CPU, eager is faster for short sequences."}
@@ -131,6 +128,13 @@ class ModelArguments:
         default=1000,
         metadata={"help": "Vocabulary size of the tokenizer that is made for a model with random weights."},
     )
+
+    def __post_init__(self) -> None:
+        size = self.image_size
+        if size is not None and not (
+            isinstance(size, list) and len(size) == 2 and all(isinstance(n, int) for n in size)
+        ):
+            raise ValueError(f"image_size is {size}, it must be two whole numbers: height and width in pixels")
 
 
 def make_parser() -> HfArgumentParser:
@@ -209,19 +213,18 @@ def parse_arguments(arguments: list[str]) -> tuple[DataArguments, ModelArguments
             )
         # argparse checks only what is given on the command line.
         for name, value in values.items():
-            choices, length = actions[name].choices, actions[name].nargs
-            if isinstance(length, int) and not (isinstance(value, list) and len(value) == length):
-                raise ValueError(f"{recipe}: {name} is {value!r}, it must be a list of {length} values")
+            choices = actions[name].choices
             if choices is not None and value not in choices:
                 raise ValueError(f"{recipe}: {name} is {value!r}, it must be one of {', '.join(map(str, choices))}")
         parser.set_defaults(**values)
     if {"--help", "-h", "--help_all"} & set(arguments):
         print(format_help(parser, "--help_all" in arguments))
         sys.exit()
+    followers = [*arguments, "--"][1:]
     arguments = [
         word
-        for word, following in zip(arguments, [*arguments[1:], "--"], strict=True)
-        if word != "--debug" or not following.startswith("--")
+        for word, follower in zip(arguments, followers, strict=True)
+        if word != "--debug" or not follower.startswith("--")
     ]
     data, model, args, *_ = parser.parse_args_into_dataclasses(arguments, look_for_args_file=False)
     return data, model, args

@@ -198,8 +198,18 @@ def test_a_wrong_choice_in_a_recipe_is_refused_before_the_work(tmp_path):
             train_eccl.parse_arguments([str(recipe)])
     for value in (384, [384], [384, 128, 3]):
         recipe.write_text(yaml.safe_dump({"image_size": value}))
-        with pytest.raises(ValueError, match=r"recipe.yaml: image_size is .*, it must be a list of 2 values"):
+        with pytest.raises(ValueError, match=r"image_size is .*, it must be two whole numbers"):
             train_eccl.parse_arguments([str(recipe)])
+
+
+def test_a_recipe_alone_is_enough_and_debug_has_two_meanings(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump({"dataset_name": "rstpreid"}))
+    for words, debug in (([], []), (["--debug"], []), (["--debug", "underflow_overflow"], ["underflow_overflow"])):
+        data, _, args = train_eccl.parse_arguments([str(recipe), *words])
+        assert data.dataset_name == "rstpreid" and [option.value for option in args.debug] == debug
+    with pytest.raises(ValueError, match=r"image_size is \[384\], it must be two whole numbers"):
+        train_eccl.parse_arguments([str(recipe), "--image_size", "384"])
 
 
 def test_help_shows_the_options_of_this_project_and_help_all_those_of_transformers(capsys):
