@@ -38,6 +38,7 @@ from eccl.processing_eccl import ECCLProcessor
 from eccl.training.arguments import ECCLTrainingArguments
 from eccl.training.pairs import CaptionPairs
 from eccl.training.trainer import ECCLTrainer
+from eccl.training.vocabulary import train_tokenizer
 
 _METHODS = {
     "lora": "A CLIP for images of people with deep coupled prompts and LoRA, trained with a triplet alignment loss and "
@@ -292,7 +293,7 @@ def _build_from_backbone(arguments: ModelArguments, tune: str) -> tuple[ECCLMode
 
 def _build_from_scratch(arguments: ModelArguments, train: datasets.Dataset) -> tuple[ECCLModel, ECCLProcessor]:
     captions = (caption for captions in train["captions"] for caption in captions)
-    tokenizer = CLIPTokenizer().train_new_from_iterator(captions, vocab_size=arguments.vocab_size)
+    tokenizer = train_tokenizer(captions, arguments.vocab_size)
     given = arguments.scratch_config or {}
     values: dict[str, Any] = json.loads(given) if isinstance(given, str) else dict(given)
     special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
