@@ -15,8 +15,8 @@ DEMO := demo
 BACKBONE := assets/synthetic-backbone
 SENTENCE := A woman in a red coat and blue jeans with a black backpack
 
-.PHONY: demo test test-slow test-oldest test-newest wheel-check soak fidelity bench-data bench-eval hub-check lint types \
-	format clean pretrain
+.PHONY: demo test test-slow test-oldest test-newest wheel-check soak fidelity common-suite bench-data bench-eval \
+	hub-check lint types format clean pretrain
 
 $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	@echo "installing into $(VENV) (once)"
@@ -75,6 +75,10 @@ fidelity: $(VENV)/.installed
 # Publishes to a Hub that runs on this machine, and loads everything from it by name.
 hub-check: $(VENV)/.installed
 	@$(BIN)/python tests/programs/hub_check.py
+
+# Runs transformers' own common tests on ECCL, and on CLIP for comparison; it downloads them.
+common-suite: $(VENV)/.installed
+	@$(BIN)/python tests/programs/common_suite.py
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -6,25 +6,28 @@ each line, this text included, so the next line brings the pipeline along:
     from .pipeline_eccl import TextToPersonRetrievalPipeline
 """
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-from transformers import CLIPModel, CLIPTextConfig, CLIPVisionConfig, PreTrainedConfig, PreTrainedModel
+from transformers import CLIPModel, CLIPTextModel, CLIPVisionConfig, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.masking_utils import create_causal_mask
-from transformers.modeling_outputs import BaseModelOutput
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.clip.modeling_clip import (
     CLIPMLP,
     CLIPAttention,
     CLIPEncoder,
     CLIPPreTrainedModel,
-    CLIPTextEmbeddings,
+    image_text_contrastive_loss,
 )
-from transformers.utils import ModelOutput
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs
+from transformers.utils.generic import can_return_tuple
+from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_eccl import ECCLConfig, checkpoint_kind
 
@@ -36,25 +39,31 @@ _POSITION_WEIGHT = "vision_model.embeddings.position_embedding.weight"
 
 @dataclass
 class ECCLOutput(ModelOutput):
-    """The output of [`ECCLModel`]. A field is `None` if it needs an input that was not given.
+    """The output of [`ECCLModel`], with the fields of CLIP's output in the same order.
+
+    A field is `None` if it needs an input that was not given.
 
     Args:
-        text_embeds (`torch.Tensor` of shape `(texts, projection_dim)`): text features, not normalised.
-        image_embeds (`torch.Tensor` of shape `(images, projection_dim)`): image features, not normalised.
-        logits_per_text (`torch.Tensor` of shape `(texts, images)`): cosine similarities times exp(logit_scale).
+        loss (`torch.Tensor`, one number): with `return_loss=True` the contrastive loss of CLIP: caption i belongs to
+            image i.
         logits_per_image (`torch.Tensor` of shape `(images, texts)`): the transpose of `logits_per_text`.
-        text_model_output, vision_model_output (`BaseModelOutput`): two fields, each given on request only.
-            `hidden_states` has the input of the encoder's first layer and the output of each layer,
-            `(batch, tokens, width)`; the prompts are among the tokens. `attentions` has the attention weights of each
-            layer, `(batch, heads, tokens, tokens)`.
+        logits_per_text (`torch.Tensor` of shape `(texts, images)`): cosine similarities times exp(logit_scale).
+        text_embeds (`torch.Tensor` of shape `(texts, projection_dim)`): text features. They are not normalised, unlike
+            CLIP's: the losses and the metric normalise.
+        image_embeds (`torch.Tensor` of shape `(images, projection_dim)`): image features, not normalised.
+        text_model_output (`BaseModelOutputWithPooling`): the output of [`~ECCLModel.get_text_features`]; `None` with
+            `embed_chunk_size`.
+        vision_model_output (`BaseModelOutputWithPooling`): the output of [`~ECCLModel.get_image_features`]; `None` with
+            `embed_chunk_size`.
     """
 
+    loss: torch.Tensor | None = None
+    logits_per_image: torch.Tensor | None = None
+    logits_per_text: torch.Tensor | None = None
     text_embeds: torch.Tensor | None = None
     image_embeds: torch.Tensor | None = None
-    logits_per_text: torch.Tensor | None = None
-    logits_per_image: torch.Tensor | None = None
-    text_model_output: BaseModelOutput | None = None
-    vision_model_output: BaseModelOutput | None = None
+    text_model_output: BaseModelOutputWithPooling | None = None
+    vision_model_output: BaseModelOutputWithPooling | None = None
 
     def to_tuple(self) -> tuple:
         return tuple(value.to_tuple() if isinstance(value, ModelOutput) else value for value in self.values())
@@ -97,18 +106,21 @@ class ECCLPromptLearner(nn.Module):
 class ECCLVisionEmbeddings(nn.Module):
     """The embeddings of patches, class token and learned positions, as in CLIP. The grid need not be square."""
 
-    def __init__(self, config: ECCLConfig):
+    def __init__(self, config: CLIPVisionConfig):
         super().__init__()
-        _, vision = config.encoder_configs
-        self.config = vision
-        self.image_size = config.input_size
-        self.embed_dim = vision.hidden_size
+        # `ECCLConfig` refuses everything else.
+        assert isinstance(config.image_size, (list, tuple)) and isinstance(config.patch_size, int)
+        self.config = config
+        self.image_size = tuple(config.image_size)
+        self.embed_dim = config.hidden_size
         self.class_embedding = nn.Parameter(torch.empty(self.embed_dim))
         self.patch_embedding = nn.Conv2d(
-            vision.num_channels, self.embed_dim, kernel_size=config.patch_side, stride=config.patch_side, bias=False
+            config.num_channels, self.embed_dim, kernel_size=config.patch_size, stride=config.patch_size, bias=False
         )
-        rows, columns = config.grid_size
+        rows, columns = (side // config.patch_size for side in self.image_size)
         self.position_embedding = nn.Embedding(1 + rows * columns, self.embed_dim)
+        positions = torch.arange(1 + rows * columns).expand((1, -1))
+        self.position_ids = nn.Buffer(positions, persistent=False)
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Embeds images.
@@ -126,30 +138,37 @@ class ECCLVisionEmbeddings(nn.Module):
             )
         patches = self.patch_embedding(pixel_values.to(self.patch_embedding.weight.dtype)).flatten(2).transpose(1, 2)
         tokens = torch.cat([self.class_embedding.expand(patches.shape[0], 1, -1), patches], dim=1)
-        return tokens + self.position_embedding.weight
+        # Offloading brings the weights of a module only when the module is called.
+        return tokens + self.position_embedding(self.position_ids)
 
 
-class ECCLTextEncoder(nn.Module):
+class ECCLTextModel(CLIPTextModel):
     """The text transformer of CLIP, with prompts between the start token and the caption."""
 
-    def __init__(self, config: ECCLConfig):
-        super().__init__()
-        self.config = config.encoder_configs[0]
-        self.embeddings = CLIPTextEmbeddings(self.config)
-        self.encoder = _transformer_layers(self.config)
-        self.final_layer_norm = _layer_norm(self.config)
-
-    def forward(self, input_ids: torch.Tensor, prompts: list[torch.Tensor], pool: bool = True) -> torch.Tensor:
+    # CLIP's model has no prompts.
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(  # type: ignore[override]
+        self,
+        input_ids: torch.Tensor,
+        prompts: list[torch.Tensor],
+        position_ids: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPooling:
         """Encodes captions.
 
         Args:
             input_ids: `(batch, length)`, the token ids.
             prompts: the prompts of each prompted layer, `(num_prompt_tokens, width)`; an empty list for no prompts.
-            pool: returns only the feature at the end-of-text token of each caption.
+            position_ids: `(batch, length)`, the positions of the tokens, without the prompts; 0, 1, 2, ... by default.
+            **kwargs: `output_hidden_states`, `output_attentions`, `return_dict`, and arguments of the attention.
 
         Returns:
-            `(batch, width)`; with `pool=False` `(batch, length, width)`, the features of all tokens but the prompts.
+            `pooler_output` `(batch, width)`: the feature at the end-of-text token of each caption. `last_hidden_state`
+            `(batch, length, width)`: the features of all tokens of `input_ids`, after the last layer norm; tokens at
+            the end of the sequence are missing if the prompts take their positions. On request `hidden_states` and
+            `attentions`, in which the prompts are among the tokens.
         """
+        _check_attentions(self.config, kwargs)
         end_positions = (input_ids == self.end_token).int().argmax(dim=-1)
         count = len(prompts[0]) if prompts else 0
         if not torch.compiler.is_compiling():
@@ -158,17 +177,22 @@ class ECCLTextEncoder(nn.Module):
         if prompts:
             hidden = torch.cat([hidden[:, :1], _repeat_for_batch(prompts[0], hidden), hidden[:, 1:]], dim=1)
             hidden = hidden[:, : self.config.max_position_embeddings]
-        hidden = self.embeddings(inputs_embeds=hidden)
-        mask = create_causal_mask(config=self.config, inputs_embeds=hidden, attention_mask=None, past_key_values=None)
+            position_ids = None if position_ids is None else _make_room(position_ids, count)[:, : hidden.shape[1]]
+        hidden = self.embeddings(inputs_embeds=hidden, position_ids=position_ids)
+        # The configuration, the embeddings, no attention mask, no cache. Their names change between transformers 5.23
+        # and 5.40.
+        mask = create_causal_mask(self.config, hidden, None, None)
+        kwargs.pop("is_causal", None)
         for index, layer in enumerate(self.encoder.layers):
             if 1 <= index < len(prompts):
                 layer_prompts = _repeat_for_batch(prompts[index], hidden)
                 hidden = torch.cat([hidden[:, :1], layer_prompts, hidden[:, 1 + count :]], dim=1)
-            hidden = layer(hidden, mask, is_causal=True)
-        if not pool:
-            return self.final_layer_norm(torch.cat([hidden[:, :1], hidden[:, 1 + count :]], dim=1))
-        at_end = hidden[torch.arange(hidden.shape[0], device=hidden.device), end_positions + count]
-        return self.final_layer_norm(at_end)
+            hidden = layer(hidden, mask, is_causal=True, **kwargs)
+        if prompts:
+            hidden = torch.cat([hidden[:, :1], hidden[:, 1 + count :]], dim=1)
+        hidden = self.final_layer_norm(hidden)
+        at_end = hidden[torch.arange(hidden.shape[0], device=hidden.device), end_positions]
+        return BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=at_end)
 
     @property
     def end_token(self) -> int:
@@ -189,29 +213,52 @@ class ECCLTextEncoder(nn.Module):
             )
 
 
-class ECCLVisionEncoder(nn.Module):
-    """The vision transformer of CLIP, with prompts after the patches."""
+class ECCLVisionModel(CLIPPreTrainedModel):
+    """The vision transformer of CLIP for images of any shape, with prompts after the patches."""
 
-    def __init__(self, config: ECCLConfig):
-        super().__init__()
-        _, vision = config.encoder_configs
+    # transformers declares `CLIPConfig` for the family.
+    config: CLIPVisionConfig  # type: ignore[assignment]
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    _input_embed_layer = "patch_embedding"
+
+    def __init__(self, config: CLIPVisionConfig):
+        super().__init__(config)
         self.embeddings = ECCLVisionEmbeddings(config)
         # transformers misspells this name. With the same name here, the weights of CLIP load unchanged.
-        self.pre_layrnorm = _layer_norm(vision)
-        self.encoder = _transformer_layers(vision)
-        self.post_layernorm = _layer_norm(vision)
+        self.pre_layrnorm = _layer_norm(config)
+        # transformers annotates `CLIPConfig`, but passes the configuration of one encoder, as here.
+        self.encoder = CLIPEncoder(config)  # type: ignore[arg-type]
+        self.post_layernorm = _layer_norm(config)
+        self.post_init()
 
-    def forward(self, pixel_values: torch.Tensor, prompts: list[torch.Tensor], pool: bool = True) -> torch.Tensor:
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, ECCLVisionEmbeddings):
+            factor = self.config.initializer_factor
+            init.normal_(module.class_embedding, std=module.embed_dim**-0.5 * factor)
+            init.normal_(module.patch_embedding.weight, std=self.config.initializer_range * factor)
+            init.normal_(module.position_embedding.weight, std=self.config.initializer_range * factor)
+            init.copy_(module.position_ids, torch.arange(module.position_ids.shape[-1]).expand((1, -1)))
+
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(
+        self, pixel_values: torch.Tensor, prompts: list[torch.Tensor], **kwargs: Unpack[TransformersKwargs]
+    ) -> BaseModelOutputWithPooling:
         """Encodes images.
 
         Args:
             pixel_values: `(batch, channels, height, width)`.
             prompts: the prompts of each prompted layer, `(num_prompt_tokens, width)`; an empty list for no prompts.
-            pool: returns only the feature of the class token of each image.
+            **kwargs: `output_hidden_states`, `output_attentions`, `return_dict`, and arguments of the attention.
 
         Returns:
-            `(batch, width)`; with `pool=False` `(batch, patches, width)`, the features of the patches.
+            `pooler_output` `(batch, width)`: the feature of the class token of each image, after the last layer norm.
+            `last_hidden_state` `(batch, 1 + patches, width)`: the class token and the patches, before this layer norm,
+            as in CLIP. On request `hidden_states` and `attentions`, in which the prompts are among the tokens.
         """
+        _check_attentions(self.config, kwargs)
         hidden = self.embeddings(pixel_values)
         length = hidden.shape[1]
         if prompts:
@@ -220,56 +267,53 @@ class ECCLVisionEncoder(nn.Module):
         for index, layer in enumerate(self.encoder.layers):
             if 1 <= index < len(prompts):
                 hidden = torch.cat([hidden[:, :length], _repeat_for_batch(prompts[index], hidden)], dim=1)
-            hidden = layer(hidden, None)
-        return self.post_layernorm(hidden[:, 0] if pool else hidden[:, 1:length])
+            hidden = layer(hidden, None, **kwargs)
+        hidden = hidden[:, :length]
+        return BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=self.post_layernorm(hidden[:, 0]))
 
 
-def _transformer_layers(config: CLIPTextConfig | CLIPVisionConfig) -> CLIPEncoder:
-    # transformers annotates `CLIPConfig`, but passes the configuration of one encoder, as here.
-    return CLIPEncoder(config)  # type: ignore[arg-type]
-
-
-def _layer_norm(config: CLIPTextConfig | CLIPVisionConfig) -> nn.LayerNorm:
+def _layer_norm(config: CLIPVisionConfig) -> nn.LayerNorm:
     # transformers annotates that this value may be `None`, but gives each encoder a number.
     return nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)  # type: ignore[arg-type]
 
 
-@contextlib.contextmanager
-def _record_layers(encoder: CLIPEncoder, hidden_states: bool, attentions: bool) -> Iterator[BaseModelOutput]:
-    """Records the hidden states and attention weights of an encoder's layers with hooks.
+def _check_attentions(config: PreTrainedConfig, kwargs: TransformersKwargs) -> None:
+    """Refuses a request for attention weights that the attention implementation of an encoder does not compute.
 
-    The record that it yields is empty at first; it is filled when the context ends.
+    transformers would return an empty tuple.
     """
-    record, hooks = BaseModelOutput(), []
-    states: list[torch.Tensor] = []
-    weights: list[torch.Tensor] = []
-    if hidden_states:
-        hooks.append(encoder.layers[0].register_forward_pre_hook(lambda _, inputs: states.append(inputs[0])))
-        hooks += [
-            layer.register_forward_hook(lambda _, inputs, output: states.append(output)) for layer in encoder.layers
-        ]
-    if attentions:
-        hooks += [
-            layer.get_submodule("self_attn").register_forward_hook(lambda _, inputs, output: weights.append(output[1]))
-            for layer in encoder.layers
-        ]
-    try:
-        yield record
-    finally:
-        for hook in hooks:
-            hook.remove()
-    if hidden_states:
-        record["hidden_states"] = tuple(states)
-    if attentions:
-        record["attentions"] = tuple(weights)
+    requested = kwargs.get("output_attentions", config.output_attentions)
+    if requested and config._attn_implementation != "eager":
+        name = config.model_type.removesuffix("_model").removeprefix("clip_")  # text or vision
+        raise ValueError(
+            f"output_attentions needs attn_implementation 'eager', the {name} encoder has "
+            f"{config._attn_implementation!r}: call model.set_attn_implementation('eager') first"
+        )
 
 
-def _encode_in_chunks(
-    encode: Callable[[torch.Tensor], torch.Tensor], inputs: torch.Tensor, chunk_size: int | None
-) -> torch.Tensor:
+def _make_room(position_ids: torch.Tensor, num_prompt_tokens: int) -> torch.Tensor:
+    """Adds the positions of the prompts, which come after the start token, and moves the tokens behind them."""
+    prompts = torch.arange(1, 1 + num_prompt_tokens, device=position_ids.device).expand(position_ids.shape[0], -1)
+    return torch.cat([position_ids[:, :1], prompts, position_ids[:, 1:] + num_prompt_tokens], dim=1)
+
+
+def _encode(
+    get_features: Callable[..., BaseModelOutputWithPooling],
+    inputs: torch.Tensor | None,
+    chunk_size: int | None,
+    kwargs: dict[str, Any],
+) -> tuple[torch.Tensor | None, BaseModelOutputWithPooling | None]:
+    """The features of `inputs` and the output that holds them; in chunks there is no such output."""
+    if inputs is None:
+        return None, None
     if not chunk_size:
-        return encode(inputs)
-    return torch.cat([checkpoint(encode, chunk, use_reentrant=False) for chunk in inputs.split(chunk_size)])
+        output = get_features(inputs, **kwargs, return_dict=True)
+        return output.pooler_output, output
+
+    def encode(chunk: torch.Tensor) -> torch.Tensor:
+        return get_features(chunk, **kwargs, return_dict=True).pooler_output
+
+    return torch.cat([checkpoint(encode, chunk, use_reentrant=False) for chunk in inputs.split(chunk_size)]), None
 
 
 def _repeat_for_batch(prompts: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
@@ -295,11 +339,10 @@ class ECCLModel(CLIPPreTrainedModel):
 
     def __init__(self, config: ECCLConfig):
         super().__init__(config)
-        # The layers read the attention implementation from the configuration of their encoder.
         text, vision = config.encoder_configs
-        text._attn_implementation = vision._attn_implementation = config._attn_implementation
-        self.text_model = ECCLTextEncoder(config)
-        self.vision_model = ECCLVisionEncoder(config)
+        # Each encoder takes the attention implementation and the dtype of its own configuration.
+        self.text_model = ECCLTextModel._from_config(text)
+        self.vision_model = ECCLVisionModel._from_config(vision)
         self.text_projection = nn.Linear(text.hidden_size, config.projection_dim, bias=False)
         self.visual_projection = nn.Linear(vision.hidden_size, config.projection_dim, bias=False)
         self.logit_scale = nn.Parameter(torch.tensor(float(config.logit_scale_init_value)))
@@ -312,11 +355,6 @@ class ECCLModel(CLIPPreTrainedModel):
         factor = self.config.initializer_factor
         if isinstance(module, ECCLPromptLearner):
             module.reset_parameters()
-        elif isinstance(module, ECCLVisionEmbeddings):
-            std = module.config.initializer_range * factor
-            init.normal_(module.class_embedding, std=module.embed_dim**-0.5 * factor)
-            init.normal_(module.patch_embedding.weight, std=std)
-            init.normal_(module.position_embedding.weight, std=std)
         elif isinstance(module, ECCLModel):
             for projection in (module.text_projection, module.visual_projection):
                 init.normal_(projection.weight, std=projection.in_features**-0.5 * factor)
@@ -384,35 +422,65 @@ class ECCLModel(CLIPPreTrainedModel):
     def _prompts(self, modality: str) -> list[torch.Tensor]:
         return [] if self.prompt_learner is None else self.prompt_learner(modality)
 
-    def get_text_features(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+    @can_return_tuple
+    def get_text_features(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPooling:
         """Encodes captions.
 
         Args:
             input_ids: `(batch, length)`, `[SOT, words.., EOT, padding..]`; the padding may be left out.
             attention_mask: `(batch, length)`. It has no effect, because under the causal mask no token after EOT
                 reaches the feature. It is accepted so that the output of a processor can be passed as it is.
+            position_ids: `(batch, length)`, the positions of the tokens, without the prompts; 0, 1, 2, ... by default.
+            output_hidden_states: `True` also returns the input of the first layer and the output of each layer; a list
+                returns those of them that it numbers, and `None` for the others.
+            output_attentions: `True` also returns the attention weights of each layer. This needs
+                `attn_implementation="eager"`.
+            return_dict: `False` returns a tuple of the fields that are not `None`.
 
         Returns:
-            `(batch, projection_dim)`, not normalised.
+            `pooler_output` `(batch, projection_dim)`: the features, not normalised. `last_hidden_state` `(batch,
+            length, width)`: the tokens of `input_ids` after the last layer norm; tokens at the end of the sequence are
+            missing if the prompts take their positions. `hidden_states`, a tuple of `(batch, tokens, width)`, and
+            `attentions`, a tuple of `(batch, heads, tokens, tokens)`; the prompts are among their tokens.
 
         Raises:
-            ValueError: a caption has no EOT among its first `config.max_text_length` tokens.
+            ValueError: a caption has no EOT among its first `config.max_text_length` tokens; or attentions are
+                requested with another attention implementation than "eager".
         """
-        return self.text_projection(self.text_model(input_ids, self._prompts("text")))
+        kwargs |= self._requested_outputs(kwargs)
+        output = self.text_model(input_ids, self._prompts("text"), position_ids, return_dict=True, **kwargs)
+        output.pooler_output = self.text_projection(output.pooler_output)
+        return output
 
-    def get_image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
+    @can_return_tuple
+    def get_image_features(
+        self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
+    ) -> BaseModelOutputWithPooling:
         """Encodes images.
 
         Args:
             pixel_values: `(batch, channels, height, width)`, normalised as [`ECCLProcessor`] does.
+            output_hidden_states, output_attentions, return_dict: see [`~ECCLModel.get_text_features`].
 
         Returns:
-            `(batch, projection_dim)`, not normalised.
+            `pooler_output` `(batch, projection_dim)`: the features, not normalised. `last_hidden_state` `(batch, 1 +
+            patches, width)`: the class token and the patches before the last layer norm, as in CLIP. `hidden_states`
+            and `attentions` as for captions.
 
         Raises:
-            ValueError: the images have another size than `config.vision_config.image_size`.
+            ValueError: the images have another size than `config.vision_config.image_size`; or attentions are requested
+                with another attention implementation than "eager".
         """
-        return self.visual_projection(self.vision_model(pixel_values, self._prompts("vision")))
+        kwargs |= self._requested_outputs(kwargs)
+        output = self.vision_model(pixel_values, self._prompts("vision"), return_dict=True, **kwargs)
+        output.pooler_output = self.visual_projection(output.pooler_output)
+        return output
 
     def get_token_features(self, input_ids: torch.Tensor) -> torch.Tensor:
         """Per-token caption features in the shared space, before pooling.
@@ -425,7 +493,7 @@ class ECCLModel(CLIPPreTrainedModel):
             `(batch, tokens, projection_dim)`, not normalised. Tokens at the end of the sequence are missing if the
             prompts take their positions.
         """
-        return self.text_projection(self.text_model(input_ids, self._prompts("text"), pool=False))
+        return self.text_projection(self.get_text_features(input_ids, return_dict=True).last_hidden_state)
 
     def get_patch_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Per-patch image features in the shared space, before pooling.
@@ -436,66 +504,75 @@ class ECCLModel(CLIPPreTrainedModel):
         Returns:
             `(batch, rows, columns, projection_dim)`, one feature for each patch of the grid, not normalised.
         """
-        patches = self.visual_projection(self.vision_model(pixel_values, self._prompts("vision"), pool=False))
-        return patches.unflatten(1, self.config.grid_size)
+        patches = self.get_image_features(pixel_values, return_dict=True).last_hidden_state[:, 1:]
+        return self.visual_projection(self.vision_model.post_layernorm(patches)).unflatten(1, self.config.grid_size)
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: torch.Tensor | None = None,
         pixel_values: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        output_hidden_states: bool | None = None,
-        output_attentions: bool | None = None,
-        return_dict: bool | None = None,
+        position_ids: torch.Tensor | None = None,
+        return_loss: bool | None = None,
         embed_chunk_size: int | None = None,
-    ) -> ECCLOutput | tuple[torch.Tensor, ...]:
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> ECCLOutput:
         """Encodes captions, images or both; if both are given, it also compares them.
 
         Args:
             input_ids: `(texts, length)`, see [`~ECCLModel.get_text_features`].
             pixel_values: `(images, channels, height, width)`, see [`~ECCLModel.get_image_features`].
             attention_mask: `(texts, length)`. It has no effect.
-            output_hidden_states: also returns the hidden states between the layers.
-            output_attentions: also returns the attention weights. This needs `attn_implementation="eager"`.
-            return_dict: `False` returns a tuple of the fields that are not `None`.
+            position_ids: `(texts, length)`, see [`~ECCLModel.get_text_features`].
+            return_loss: also returns the contrastive loss of CLIP; caption i belongs to image i.
             embed_chunk_size: encode this many captions and images at a time and recompute them in the backward pass, so
                 that only one chunk's activations are in memory. Features and gradients stay the same (gradient caching:
                 "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup", RepL4NLP 2021).
+            output_hidden_states, output_attentions, return_dict: see [`~ECCLModel.get_text_features`].
 
         Raises:
-            ValueError: neither input is given; or attentions are requested with another attention implementation than
-                "eager"; or hidden states or attentions are requested together with `embed_chunk_size`.
+            ValueError: neither input is given; or the loss is requested without as many captions as images; or
+                attentions are requested with another attention implementation than "eager"; or hidden states,
+                attentions or positions are given together with `embed_chunk_size`.
         """
         if input_ids is None and pixel_values is None:
             raise ValueError("ECCLModel needs input_ids, pixel_values or both, got neither")
-        hidden_states = bool(self.config.output_hidden_states if output_hidden_states is None else output_hidden_states)
-        attentions = bool(self.config.output_attentions if output_attentions is None else output_attentions)
-        if attentions and self.config._attn_implementation != "eager":
+        texts, images = (0 if inputs is None else len(inputs) for inputs in (input_ids, pixel_values))
+        if return_loss and texts != images:
+            raise ValueError(f"return_loss needs one image for each caption, got {texts} captions and {images} images")
+        if embed_chunk_size and (position_ids is not None or any(self._requested_outputs(kwargs).values())):
             raise ValueError(
-                f"output_attentions needs attn_implementation 'eager', the model has "
-                f"{self.config._attn_implementation!r}: call model.set_attn_implementation('eager') first"
+                f"embed_chunk_size is {embed_chunk_size}, but hidden states, attentions and position_ids need the "
+                "whole batch at once: leave embed_chunk_size out"
             )
-        if (hidden_states or attentions) and embed_chunk_size:
-            raise ValueError(
-                f"embed_chunk_size is {embed_chunk_size}, but hidden states and attentions need the whole batch at "
-                "once: leave embed_chunk_size out"
-            )
-        output = ECCLOutput()
-        if input_ids is not None:
-            with _record_layers(self.text_model.encoder, hidden_states, attentions) as text_record:
-                output["text_embeds"] = _encode_in_chunks(self.get_text_features, input_ids, embed_chunk_size)
-        if pixel_values is not None:
-            with _record_layers(self.vision_model.encoder, hidden_states, attentions) as vision_record:
-                output["image_embeds"] = _encode_in_chunks(self.get_image_features, pixel_values, embed_chunk_size)
-        if input_ids is not None and pixel_values is not None:
-            texts, images = (nn.functional.normalize(output[name], dim=-1) for name in ("text_embeds", "image_embeds"))
-            output["logits_per_text"] = texts @ images.T * self.logit_scale.exp()
-            output["logits_per_image"] = output["logits_per_text"].T
-        if (hidden_states or attentions) and input_ids is not None:
-            output["text_model_output"] = text_record
-        if (hidden_states or attentions) and pixel_values is not None:
-            output["vision_model_output"] = vision_record
-        return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
+        text_embeds, text_output = _encode(
+            self.get_text_features, input_ids, embed_chunk_size, {**kwargs, "position_ids": position_ids}
+        )
+        image_embeds, image_output = _encode(self.get_image_features, pixel_values, embed_chunk_size, {**kwargs})
+        logits_per_text = loss = None
+        if text_embeds is not None and image_embeds is not None:
+            texts, images = (nn.functional.normalize(embeds, dim=-1) for embeds in (text_embeds, image_embeds))
+            logits_per_text = texts @ images.T.to(texts.device) * self.logit_scale.exp().to(texts.device)
+            loss = image_text_contrastive_loss(logits_per_text) if return_loss else None
+        return ECCLOutput(
+            loss=loss,
+            logits_per_image=None if logits_per_text is None else logits_per_text.T,
+            logits_per_text=logits_per_text,
+            text_embeds=text_embeds,
+            image_embeds=image_embeds,
+            text_model_output=text_output,
+            vision_model_output=image_output,
+        )
+
+    def _requested_outputs(self, kwargs: TransformersKwargs) -> dict:
+        """The arguments that request hidden states or attentions; the configuration of the whole model gives defaults.
+
+        Without a default there, the configuration of each encoder decides.
+        """
+        names = ("output_hidden_states", "output_attentions")
+        defaults = {name: True for name in names if getattr(self.config, name)}
+        return defaults | {name: kwargs[name] for name in names if name in kwargs}
 
 
 def _config_from_clip(
@@ -516,6 +593,8 @@ def _config_from_clip(
             "load it with from_pretrained"
         )
     text, vision = clip.text_config.to_dict(), clip.vision_config.to_dict()
+    # An encoder is built with the dtype of its configuration. The weights are copied in float32.
+    text["dtype"] = vision["dtype"] = None
     if text["eos_token_id"] == _LEGACY_EOS_TOKEN_ID and clip.model_type == "clip":
         text |= {"bos_token_id": text["vocab_size"] - 2, "eos_token_id": text["vocab_size"] - 1}
     return ECCLConfig(

@@ -73,7 +73,7 @@ class TextToPersonRetrievalPipeline(Pipeline):
         for start in logging.tqdm(starts, desc="indexing images", leave=False, disable=not progress):
             batch = list(_read_images(images, range(start, min(start + batch_size, len(images)))))
             pixels = self.processor(images=[image for image, _ in batch], return_tensors="pt")["pixel_values"]
-            features = self.model.get_image_features(pixels.to(self.device, self.model.dtype))
+            features = self.model.get_image_features(pixels.to(self.device, self.model.dtype)).pooler_output
             embeds.append(nn.functional.normalize(features.float(), dim=-1).cpu())
             paths += [path for _, path in batch]
         self.image_embeds, self.paths = torch.cat(embeds), paths
@@ -123,7 +123,7 @@ class TextToPersonRetrievalPipeline(Pipeline):
         return dict(self.processor(text=[sentence], return_tensors="pt"))
 
     def _forward(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:  # type: ignore[override]
-        features = self.model.get_text_features(inputs["input_ids"])
+        features = self.model.get_text_features(inputs["input_ids"]).pooler_output
         return {"text_embeds": nn.functional.normalize(features.float(), dim=-1)}
 
     def postprocess(self, outputs: dict[str, torch.Tensor], top_k: int = 10) -> list[dict]:  # type: ignore[override]

@@ -12,7 +12,6 @@ import numpy as np
 from PIL import Image, ImageOps
 from transformers import BatchFeature, CLIPImageProcessorPil, CLIPTokenizer, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.image_utils import PILImageResampling
-from transformers.processing_utils import ProcessingKwargs
 
 from .configuration_eccl import ECCLConfig
 
@@ -137,12 +136,6 @@ class ECCLImageProcessor(CLIPImageProcessorPil):
         return super().convert_to_rgb(image, input_data_format=input_data_format)
 
 
-class ECCLProcessorKwargs(ProcessingKwargs, total=False):
-    # A batch is padded only to its longest caption: tokens after the end token do not change a feature.
-    # transformers reads this table from the class, though a TypedDict must not have values.
-    _defaults = {"text_kwargs": {"padding": True, "truncation": True}}  # type: ignore[misc]
-
-
 class ECCLProcessor(ProcessorMixin):
     """An image processor and a CLIP tokenizer. Captions are truncated so that the model has room for its prompts.
 
@@ -155,7 +148,6 @@ class ECCLProcessor(ProcessorMixin):
 
     # transformers declares `None`, and expects the name of an Auto class.
     _auto_class = "AutoProcessor"  # type: ignore[assignment]
-    valid_processor_kwargs = ECCLProcessorKwargs
 
     def __init__(
         self,
@@ -166,13 +158,26 @@ class ECCLProcessor(ProcessorMixin):
         self.max_text_length = max_text_length
         super().__init__(image_processor, tokenizer)
 
+    @property
+    def text_kwargs(self) -> dict[str, Any]:
+        """The defaults for the tokenizer; transformers reads this property at each call.
+
+        A batch is padded only to its longest caption: tokens after the end token do not change a feature.
+        """
+        return {"padding": True, "truncation": True, "max_length": self.max_text_length}
+
+    def to_dict(self) -> dict[str, Any]:
+        # transformers adds this entry when it saves the code. Now a processor equals its saved copy.
+        return super().to_dict() | {"auto_map": {self._auto_class: f"processing_eccl.{type(self).__name__}"}}
+
     @classmethod
     def for_model(cls, config: ECCLConfig, tokenizer: PreTrainedTokenizerBase) -> "ECCLProcessor":
         """Makes the processor that fits a model: its image size and its maximum caption length.
 
         Args:
             config: the configuration of the model.
-            tokenizer: the tokenizer of the model.
+            tokenizer: the tokenizer of the model. If it was saved with a maximum length, it loses that: the maximum
+                length of the model counts.
 
         Raises:
             ValueError: the tokenizer has more tokens than the model, or another end-of-text token.
@@ -185,6 +190,7 @@ class ECCLProcessor(ProcessorMixin):
                 f"the tokenizer ends a text with token {tokenizer.eos_token_id}, "
                 f"the model expects token {text.eos_token_id} at the end"
             )
+        tokenizer.init_kwargs.pop("max_length", None)
         height, width = config.input_size
         image_processor = ECCLImageProcessor(size={"height": height, "width": width})
         return cls(image_processor, tokenizer, max_text_length=config.max_text_length)
@@ -206,7 +212,8 @@ class ECCLProcessor(ProcessorMixin):
             images: a PIL image, an array or a tensor, or a list of them.
             text: a caption or a list of captions. Each is cleaned by [`clean_caption`] and truncated to
                 `max_text_length` tokens; the end-of-text token stays last.
-            **kwargs: the arguments of any processor of transformers, most often `return_tensors="pt"`.
+            **kwargs: the arguments of any processor of transformers, most often `return_tensors="pt"`; for one part
+                alone as `text_kwargs={...}` or `images_kwargs={...}`.
 
         Returns:
             `BatchFeature` with `pixel_values` `(images, 3, height, width)`, and with `input_ids` and `attention_mask`
@@ -214,7 +221,6 @@ class ECCLProcessor(ProcessorMixin):
         """
         if text is not None:
             text = clean_caption(text) if isinstance(text, str) else [clean_caption(caption) for caption in text]
-            kwargs.setdefault("max_length", self.max_text_length)
         return super().__call__(images=images, text=text, **kwargs)
 
 

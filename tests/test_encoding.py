@@ -40,13 +40,13 @@ def split():
 @torch.no_grad()
 def encode_image(model_and_processor, image):
     model, processor = model_and_processor
-    return model.get_image_features(processor(images=image, return_tensors="pt")["pixel_values"])[0]
+    return model.get_image_features(processor(images=image, return_tensors="pt")["pixel_values"]).pooler_output[0]
 
 
 @torch.no_grad()
 def encode_caption(model_and_processor, caption):
     model, processor = model_and_processor
-    return model.get_text_features(processor(text=[caption], return_tensors="pt")["input_ids"])[0]
+    return model.get_text_features(processor(text=[caption], return_tensors="pt")["input_ids"]).pooler_output[0]
 
 
 @pytest.mark.parametrize(("batch_size", "num_workers"), [(1, 0), (2, 0), (64, 0), (2, 2)])

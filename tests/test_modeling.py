@@ -1,5 +1,7 @@
 import json
+from concurrent.futures import ThreadPoolExecutor
 
+import accelerate
 import pytest
 import torch
 from transformers import CLIPConfig, CLIPModel, CLIPTextModel
@@ -41,10 +43,10 @@ def test_without_prompts_and_with_square_images_the_model_is_clip(small_clip, ti
     pixels = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         torch.testing.assert_close(
-            model.get_image_features(pixels), small_clip.get_image_features(pixels).pooler_output
+            model.get_image_features(pixels).pooler_output, small_clip.get_image_features(pixels).pooler_output
         )
         torch.testing.assert_close(
-            model.get_text_features(tiny_batch["input_ids"]),
+            model.get_text_features(tiny_batch["input_ids"]).pooler_output,
             small_clip.get_text_features(tiny_batch["input_ids"]).pooler_output,
         )
 
@@ -80,19 +82,23 @@ def test_from_clip_accepts_an_eccl_model_without_prompts_and_refuses_one_with_pr
     plain = ECCLModel(tiny_config(num_prompt_tokens=0)).eval()
     model = ECCLModel.from_clip(plain, image_size=(32, 16), num_prompt_tokens=3, prompt_depth=1)
     pixels = torch.randn(2, 3, 32, 16)
-    assert not torch.allclose(model.get_image_features(pixels), plain.get_image_features(pixels))
+    assert not torch.allclose(
+        model.get_image_features(pixels).pooler_output, plain.get_image_features(pixels).pooler_output
+    )
     with pytest.raises(ValueError, match="3 prompt tokens"):
         ECCLModel.from_clip(tiny_model, image_size=(32, 16))
 
 
 def test_padding_attention_mask_and_batch_order_change_no_feature(tiny_model, tiny_batch):
     input_ids = tiny_batch["input_ids"]
-    features = tiny_model.get_text_features(input_ids)
+    features = tiny_model.get_text_features(input_ids).pooler_output
     padded = torch.cat([input_ids, torch.zeros(3, 40, dtype=torch.long)], dim=1)
-    torch.testing.assert_close(tiny_model.get_text_features(padded), features)
-    torch.testing.assert_close(tiny_model.get_text_features(input_ids, torch.ones_like(input_ids)), features)
-    torch.testing.assert_close(tiny_model.get_text_features(input_ids[[2, 0, 1]]), features[[2, 0, 1]])
-    torch.testing.assert_close(tiny_model.get_text_features(input_ids[:1, :6]), features[:1])
+    torch.testing.assert_close(tiny_model.get_text_features(padded).pooler_output, features)
+    torch.testing.assert_close(
+        tiny_model.get_text_features(input_ids, torch.ones_like(input_ids)).pooler_output, features
+    )
+    torch.testing.assert_close(tiny_model.get_text_features(input_ids[[2, 0, 1]]).pooler_output, features[[2, 0, 1]])
+    torch.testing.assert_close(tiny_model.get_text_features(input_ids[:1, :6]).pooler_output, features[:1])
 
 
 def test_pooling_takes_the_end_token_and_patches_get_the_same_projection(tiny_model, tiny_batch):
@@ -100,7 +106,7 @@ def test_pooling_takes_the_end_token_and_patches_get_the_same_projection(tiny_mo
     tokens, patches = tiny_model.get_token_features(input_ids), tiny_model.get_patch_features(pixels)
     assert tokens.shape == (3, 12, 24) and patches.shape == (3, 4, 2, 24)
     at_end = tokens[torch.arange(3), torch.tensor([5, 11, 8])]
-    torch.testing.assert_close(at_end, tiny_model.get_text_features(input_ids))
+    torch.testing.assert_close(at_end, tiny_model.get_text_features(input_ids).pooler_output)
     # The expected value: the patches of the last layer, with the layer norm and the projection of the class token.
     seen = []
     hook = tiny_model.vision_model.encoder.layers[-1].register_forward_hook(lambda *call: seen.append(call[-1]))
@@ -134,7 +140,7 @@ def test_a_caption_without_end_token_or_with_a_late_one_is_refused(tiny_model):
     with pytest.raises(ValueError, match="row 1"):
         tiny_model.get_text_features(input_ids[:, :77])
     input_ids[1, 73] = 59
-    assert tiny_model.get_text_features(input_ids[:, :77]).shape == (2, 24)
+    assert tiny_model.get_text_features(input_ids[:, :77]).pooler_output.shape == (2, 24)
 
 
 def test_another_image_size_is_refused(tiny_model):
@@ -230,11 +236,12 @@ def test_hidden_states_and_attentions_are_given_on_request(tiny_model, tiny_batc
     output = tiny_model(**tiny_batch, output_hidden_states=True, output_attentions=True, return_dict=return_dict)
     plain = tiny_model(**tiny_batch)
     if not return_dict:
+        # Six fields without the loss. The last two are outputs with four fields; the first two of them are tensors.
         assert len(output) == 6
         text, vision = output[4:]
-        assert [len(part) for part in text] == [3, 2] and len(vision[1]) == 2
+        assert [len(part) for part in text[2:]] == [3, 2] and [len(part) for part in vision[2:]] == [3, 2]
         return
-    assert plain.text_model_output is None
+    assert plain.text_model_output.hidden_states is None and plain.vision_model_output.attentions is None
     torch.testing.assert_close(output.logits_per_text, plain.logits_per_text)
     # Text: 12 tokens and 3 prompts. Image: 1 class token, 8 patches and 3 prompts.
     for record, tokens, width, heads in (
@@ -243,6 +250,8 @@ def test_hidden_states_and_attentions_are_given_on_request(tiny_model, tiny_batc
     ):
         assert [state.shape for state in record.hidden_states] == [(3, tokens, width)] * 3
         assert [weights.shape for weights in record.attentions] == [(3, heads, tokens, tokens)] * 2
+        # The last hidden state has the tokens of the input only.
+        assert record.last_hidden_state.shape == (3, tokens - 3, width)
         for weights in record.attentions:
             torch.testing.assert_close(weights.sum(-1), torch.ones_like(weights.sum(-1)))
     last = output.vision_model_output.hidden_states[-1][:, 0]
@@ -250,16 +259,133 @@ def test_hidden_states_and_attentions_are_given_on_request(tiny_model, tiny_batc
     torch.testing.assert_close(expected, output.image_embeds)
     # In a text, no token attends to a later one.
     assert not output.text_model_output.attentions[0].triu(1).any()
-    # No hook is left on the layers.
-    assert not tiny_model.text_model.encoder.layers[0]._forward_hooks
+
+
+def test_hidden_states_can_be_chosen_by_number_and_by_the_configuration(tiny_model, tiny_batch):
+    every = tiny_model(**tiny_batch, output_hidden_states=True)
+    one = tiny_model(**tiny_batch, output_hidden_states=[1])
+    tiny_model.config.output_hidden_states = True
+    for name in ("text_model_output", "vision_model_output"):
+        first, second, third = one[name].hidden_states
+        assert first is None and third is None
+        assert second.equal(every[name].hidden_states[1])
+        assert len(tiny_model(**tiny_batch)[name].hidden_states) == 3
+    assert tiny_model.get_image_features(tiny_batch["pixel_values"], output_hidden_states=False).hidden_states is None
+
+
+@pytest.mark.parametrize("threads", [2, 4])
+def test_calls_in_several_threads_record_what_calls_one_after_the_other_record(tiny_model, tiny_batch, threads):
+    tiny_model.set_attn_implementation("eager")
+    batches = [
+        {"input_ids": tiny_batch["input_ids"][rows], "pixel_values": tiny_batch["pixel_values"][rows] + index}
+        for index, rows in enumerate([[0], [1, 2], [2, 0, 1], [1]] * 5)
+    ]
+
+    @torch.no_grad()
+    def record(batch):
+        output = tiny_model(**batch, output_hidden_states=True, output_attentions=True)
+        return [
+            tensor
+            for part in (output.text_model_output, output.vision_model_output)
+            for tensor in (*part.hidden_states, *part.attentions)
+        ]
+
+    with ThreadPoolExecutor(threads) as pool:
+        together = list(pool.map(record, batches))
+    for tensors, batch in zip(together, batches, strict=True):
+        expected = record(batch)
+        assert len(tensors) == len(expected) == 10
+        for ours, theirs in zip(tensors, expected, strict=True):
+            torch.testing.assert_close(ours, theirs)
 
 
 def test_attentions_are_refused_if_the_implementation_does_not_compute_them(tiny_model, tiny_batch):
-    tiny_model.set_attn_implementation("sdpa")
-    with pytest.raises(ValueError, match=r"needs attn_implementation 'eager', the model has 'sdpa'"):
+    tiny_model.set_attn_implementation({"text_config": "eager", "vision_config": "sdpa"})
+    message = r"needs attn_implementation 'eager', the vision encoder has 'sdpa'"
+    with pytest.raises(ValueError, match=message):
         tiny_model(**tiny_batch, output_attentions=True)
-    only_states = tiny_model(input_ids=tiny_batch["input_ids"], output_hidden_states=True)
-    assert only_states.text_model_output.attentions is None and only_states.vision_model_output is None
+    with pytest.raises(ValueError, match=message):
+        tiny_model.get_image_features(tiny_batch["pixel_values"], output_attentions=True)
+    only_text = tiny_model(input_ids=tiny_batch["input_ids"], output_attentions=True)
+    assert len(only_text.text_model_output.attentions) == 2 and only_text.vision_model_output is None
+
+
+@pytest.mark.parametrize("way", ["loaded", "built"])
+def test_each_encoder_can_have_its_own_attention(tiny_model, tiny_batch, tmp_path, way):
+    choice = {"text_config": "eager", "vision_config": "sdpa"}
+    if way == "loaded":
+        tiny_model.save_pretrained(tmp_path)
+        model = ECCLModel.from_pretrained(tmp_path, attn_implementation=choice)
+    else:
+        config = tiny_config()
+        config._attn_implementation = choice
+        model = ECCLModel(config).eval()
+        model.load_state_dict(tiny_model.state_dict())
+    for encoder, name in ((model.text_model, "eager"), (model.vision_model, "sdpa")):
+        assert {layer.self_attn.config._attn_implementation for layer in encoder.encoder.layers} == {name}
+    torch.testing.assert_close(model(**tiny_batch).logits_per_text, tiny_model(**tiny_batch).logits_per_text)
+
+
+def test_the_loss_and_the_tuple_are_those_of_clip(small_clip, tiny_batch):
+    model = ECCLModel.from_clip(small_clip, image_size=(32, 32), num_prompt_tokens=0)
+    batch = {"input_ids": tiny_batch["input_ids"], "pixel_values": torch.randn(3, 3, 32, 32), "return_loss": True}
+    ours, theirs = (net(**batch, output_hidden_states=True) for net in (model, small_clip))
+    assert list(ours) == list(theirs)
+    for name in ("loss", "logits_per_image", "logits_per_text"):
+        torch.testing.assert_close(ours[name], theirs[name])
+    for name in ("text_model_output", "vision_model_output"):
+        assert list(ours[name]) == list(theirs[name])
+        for field in ("last_hidden_state", "pooler_output"):
+            torch.testing.assert_close(ours[name][field], theirs[name][field])
+        for one, other in zip(ours[name].hidden_states, theirs[name].hidden_states, strict=True):
+            torch.testing.assert_close(one, other)
+    # Features are not normalised, unlike CLIP's.
+    torch.testing.assert_close(torch.nn.functional.normalize(ours.text_embeds), theirs.text_embeds)
+    assert [type(field) for field in model(**batch, return_dict=False)] == [torch.Tensor] * 5 + [tuple] * 2
+
+
+def test_a_loss_needs_as_many_captions_as_images(tiny_model, tiny_batch):
+    with pytest.raises(ValueError, match=r"return_loss needs one image for each caption, got 3 captions and 2 images"):
+        tiny_model(tiny_batch["input_ids"], tiny_batch["pixel_values"][:2], return_loss=True)
+    with pytest.raises(ValueError, match="got 3 captions and 0 images"):
+        tiny_model(tiny_batch["input_ids"], return_loss=True)
+
+
+def test_positions_of_the_tokens_are_counted_without_the_prompts(tiny_model, small_clip, tiny_batch):
+    input_ids = tiny_batch["input_ids"]
+    positions = torch.arange(12).expand(3, -1)
+    torch.testing.assert_close(
+        tiny_model.get_text_features(input_ids, position_ids=positions).pooler_output,
+        tiny_model.get_text_features(input_ids).pooler_output,
+    )
+    other = torch.tensor([0, *range(5, 16)]).expand(3, -1)
+    plain = ECCLModel.from_clip(small_clip, image_size=(32, 32), num_prompt_tokens=0)
+    torch.testing.assert_close(
+        plain.get_text_features(input_ids, position_ids=other).pooler_output,
+        small_clip.get_text_features(input_ids, position_ids=other).pooler_output,
+    )
+    # A gap of 4 in the positions is a gap of 4 in the rows of the position embedding, behind the 3 prompts.
+    with torch.no_grad():
+        expected = tiny_model.get_text_features(input_ids, position_ids=other).pooler_output
+        table = tiny_model.text_model.embeddings.position_embedding.weight
+        table[4:15] = table[8:19].clone()
+        torch.testing.assert_close(tiny_model.get_text_features(input_ids).pooler_output, expected)
+
+
+@pytest.mark.parametrize("way", ["device_map", "cpu_offload", "disk_offload"])
+def test_offloaded_weights_give_the_same_output(tiny_model, tiny_batch, tmp_path, way):
+    expected = tiny_model(**tiny_batch).logits_per_text
+    if way == "device_map":
+        tiny_model.save_pretrained(tmp_path / "model")
+        parts = [name for name, _ in tiny_model.named_children()]
+        places = dict.fromkeys([*parts, "logit_scale"], "cpu") | {"vision_model": "disk"}
+        model = ECCLModel.from_pretrained(tmp_path / "model", device_map=places, offload_folder=tmp_path / "offload")
+        assert model.vision_model.embeddings.class_embedding.device.type == "meta"
+    elif way == "cpu_offload":
+        model = accelerate.cpu_offload(tiny_model, execution_device="cpu")
+    else:
+        model = accelerate.disk_offload(tiny_model, tmp_path / "offload", execution_device="cpu")
+    torch.testing.assert_close(model(**tiny_batch).logits_per_text, expected)
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -271,10 +397,10 @@ def test_both_encoders_compile_without_a_graph_break(tiny_model, tiny_batch, att
             (tiny_model.get_image_features, "pixel_values"),
         ):
             compiled = torch.compile(encode, fullgraph=True, backend="aot_eager")
-            torch.testing.assert_close(compiled(tiny_batch[name]), encode(tiny_batch[name]), rtol=1e-5, atol=1e-5)
-            torch.testing.assert_close(
-                compiled(tiny_batch[name][:2]), encode(tiny_batch[name][:2]), rtol=1e-5, atol=1e-5
-            )
+            for inputs in (tiny_batch[name], tiny_batch[name][:2]):
+                torch.testing.assert_close(
+                    compiled(inputs).pooler_output, encode(inputs).pooler_output, rtol=1e-5, atol=1e-5
+                )
 
 
 class Encoder(torch.nn.Module):
@@ -285,7 +411,7 @@ class Encoder(torch.nn.Module):
         self.model, self.method = model, method
 
     def forward(self, inputs):
-        return getattr(self.model, self.method)(inputs)
+        return getattr(self.model, self.method)(inputs).pooler_output
 
 
 @pytest.mark.parametrize(
@@ -296,7 +422,8 @@ def test_each_encoder_exports_for_any_batch(tiny_model, tiny_batch, method, name
         Encoder(tiny_model, method), (tiny_batch[name],), dynamic_shapes=({0: torch.export.Dim("batch")},)
     ).module()
     for inputs in (tiny_batch[name], tiny_batch[name][[0, 2, 1, 1, 0]]):
-        torch.testing.assert_close(program(inputs), getattr(tiny_model, method)(inputs), rtol=1e-4, atol=1e-4)
+        expected = getattr(tiny_model, method)(inputs).pooler_output
+        torch.testing.assert_close(program(inputs), expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -70,10 +70,12 @@ def test_models_are_scored_on_benchmarks_in_both_directions_next_to_the_publishe
     images = [Image.open(benchmark / "imgs" / record["file_path"]) for record in records]
     hits = 0
     with torch.no_grad():
-        gallery = unit_rows(model.get_image_features(processor(images=images, return_tensors="pt")["pixel_values"]))
+        gallery = unit_rows(
+            model.get_image_features(processor(images=images, return_tensors="pt")["pixel_values"]).pooler_output
+        )
         for record in records:
             for caption in record["captions"]:
-                query = model.get_text_features(processor(text=caption, return_tensors="pt")["input_ids"])
+                query = model.get_text_features(processor(text=caption, return_tensors="pt")["input_ids"]).pooler_output
                 hits += records[int((gallery @ unit_rows(query)[0]).argmax())]["id"] == record["id"]
     assert content["results"][0]["metrics"]["rank1"] == content["rank1"] == pytest.approx(100 * hits / 72)
     assert (

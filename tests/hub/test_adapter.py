@@ -29,7 +29,12 @@ def make_trained(base, seed):
 
 @torch.no_grad()
 def features(model, batch):
-    return torch.cat([model.get_image_features(batch["pixel_values"]), model.get_text_features(batch["input_ids"])])
+    return torch.cat(
+        [
+            model.get_image_features(batch["pixel_values"]).pooler_output,
+            model.get_text_features(batch["input_ids"]).pooler_output,
+        ]
+    )
 
 
 def test_an_adapter_loads_its_base_and_equals_the_merged_model(base, tiny_batch, tmp_path):

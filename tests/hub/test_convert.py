@@ -146,7 +146,7 @@ def test_a_checkpoint_of_other_sizes_gives_the_features_computed_by_hand(origina
     for row, end in enumerate((26, 4, 11)):
         ids[row, end] = VOCAB - 1
     with torch.no_grad():
-        images, texts = model.get_image_features(pixels), model.get_text_features(ids)
+        images, texts = model.get_image_features(pixels).pooler_output, model.get_text_features(ids).pooler_output
     for ours, by_hand in (
         (images, [image_by_hand(state, image) for image in pixels]),
         (texts, [text_by_hand(state, caption) for caption in ids]),
@@ -329,7 +329,8 @@ def test_auto_model_loads_the_folder_that_the_command_writes(tmp_path, file):
         "model = AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True)\n"
         "torch.manual_seed(0); pixels = torch.randn(2, 3, 96, 32)\n"
         "ids = torch.tensor([[298, 5, 6, 299]])\n"
-        "with torch.no_grad(): features = [model.get_image_features(pixels), model.get_text_features(ids)]\n"
+        "with torch.no_grad(): outputs = [model.get_image_features(pixels), model.get_text_features(ids)]\n"
+        "features = [output.pooler_output for output in outputs]\n"
         "torch.save(features, 'features.pt'); assert 'eccl' not in sys.modules\n"
     )
     environment = os.environ | {"HF_HOME": str(tmp_path / "home")}
@@ -340,7 +341,7 @@ def test_auto_model_loads_the_folder_that_the_command_writes(tmp_path, file):
     pixels, ids = torch.randn(2, 3, 96, 32), torch.tensor([[298, 5, 6, 299]])
     model = convert_checkpoint(file, SIZE, num_prompt_tokens=0)
     with torch.no_grad():
-        features = [model.get_image_features(pixels), model.get_text_features(ids)]
+        features = [model.get_image_features(pixels).pooler_output, model.get_text_features(ids).pooler_output]
     for ours, theirs in zip(features, torch.load(tmp_path / "features.pt", weights_only=True), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
 

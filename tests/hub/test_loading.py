@@ -53,8 +53,8 @@ def features(model, processor):
     pixels = torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(2))
     inputs = processor(text=CAPTIONS, return_tensors="pt")
     device = model.device
-    texts = model.get_text_features(inputs["input_ids"].to(device))
-    return torch.cat([texts, model.get_image_features(pixels.to(device))]).cpu()
+    texts = model.get_text_features(inputs["input_ids"].to(device)).pooler_output
+    return torch.cat([texts, model.get_image_features(pixels.to(device)).pooler_output]).cpu()
 
 
 def check_form(model, processor):

@@ -186,12 +186,12 @@ def check_features(goldens: Goldens) -> Iterator[Row]:
 
 @torch.no_grad()
 def _image_features(model: ECCLModel, pixels: torch.Tensor) -> torch.Tensor:
-    return model.get_image_features(pixels)
+    return model.get_image_features(pixels).pooler_output
 
 
 @torch.no_grad()
 def _text_features(model: ECCLModel, input_ids: torch.Tensor) -> torch.Tensor:
-    return model.get_text_features(input_ids)
+    return model.get_text_features(input_ids).pooler_output
 
 
 def check_unmerging(goldens: Goldens) -> Iterator[Row]:

@@ -69,8 +69,8 @@ class GoldenTrainer(ECCLTrainer):
         # The golden inputs are tensors, but the method of `ECCLTrainer` encodes images and captions.
         values = self.pairs.values
         with torch.no_grad():
-            images = self.model.get_image_features(values["images"])
-            texts = self.model.get_text_features(values["input_ids"])
+            images = self.model.get_image_features(values["images"]).pooler_output
+            texts = self.model.get_text_features(values["input_ids"]).pooler_output
         self.objective.start(self._encode_training_set(images, texts))
         self.memories = [self._copy_memories()]
         self.losses, self.rates, self.first_gradients = [], [], None

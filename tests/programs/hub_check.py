@@ -34,8 +34,9 @@ model = AutoModel.from_pretrained(model_name, trust_remote_code=True).eval()
 processor = AutoProcessor.from_pretrained(model_name, trust_remote_code=True)
 captions = [caption for captions_of_image in dataset["captions"] for caption in captions_of_image]
 with torch.no_grad():
-    texts = model.get_text_features(processor(text=captions, return_tensors="pt")["input_ids"])
-    images = model.get_image_features(processor(images=list(dataset["image"]), return_tensors="pt")["pixel_values"])
+    texts = model.get_text_features(processor(text=captions, return_tensors="pt")["input_ids"]).pooler_output
+    pixels = processor(images=list(dataset["image"]), return_tensors="pt")["pixel_values"]
+    images = model.get_image_features(pixels).pooler_output
 counts = [len(captions_of_image) for captions_of_image in dataset["captions"]]
 query_ids = [person for person, count in zip(dataset["person_id"], counts) for _ in range(count)]
 figures = evaluate.load(metric_name).compute(
@@ -55,7 +56,7 @@ model = load_adapter(sys.argv[1]).eval()
 _, processor = load_model(sys.argv[1])
 captions = json.loads(sys.argv[2])
 with torch.no_grad():
-    texts = model.get_text_features(processor(text=captions, return_tensors="pt")["input_ids"])
+    texts = model.get_text_features(processor(text=captions, return_tensors="pt")["input_ids"]).pooler_output
 print(json.dumps(texts.tolist()))
 """
 
