@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
-from eccl.utils.command_line import HelpFormatter, command, say
+from eccl.utils.command_line import HelpFormatter, command, end_launched_process, say
 from eccl.utils.shipped import find_recipe
 
 # The imports below take seconds.
@@ -425,3 +425,4 @@ def save_result(
 
 if __name__ == "__main__":
     main()
+    end_launched_process()

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from eccl.hub.model_card import DIRECTIONS, METRICS
-from eccl.utils.command_line import CommandParser, add_shared_option, command, say
+from eccl.utils.command_line import CommandParser, add_shared_option, command, end_launched_process, say
 from eccl.utils.files import require_writable_folder
 
 if TYPE_CHECKING:
@@ -172,3 +172,4 @@ def report(
 
 if __name__ == "__main__":
     main()
+    end_launched_process()

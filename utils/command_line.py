@@ -1,9 +1,11 @@
 """The parts that all commands share: the parser, the common options, and the report of a user's mistake."""
 
 import argparse
+import atexit
 import functools
 import os
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -112,10 +114,27 @@ def command(main: Callable[[list[str]], None]) -> Callable[..., None]:
     return run
 
 
+def end_launched_process() -> None:
+    """Ends a process of a launch of several processes after its command has succeeded; alone, it does nothing.
+
+    It waits for threads and calls the exit functions, as Python does at its end, but it does not take Python apart. A
+    thread of the process group can release a tensor late. If Python is being taken apart at that moment, the process
+    aborts, and the launcher reports that a run has failed which has written its result.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return
+    # Python calls these two functions at its end. The type information does not list them.
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
+
+
 def say(message: str) -> None:
     """Prints a line of progress on stderr at once; of the processes of a launch, only the first of a machine does."""
     if os.environ.get("LOCAL_RANK", "0") == "0":
         print(message, file=sys.stderr, flush=True)
 
 
-__all__ = ["CommandParser", "HelpFormatter", "add_shared_option", "at_least", "command", "say"]
+__all__ = ["CommandParser", "HelpFormatter", "add_shared_option", "at_least", "command", "end_launched_process", "say"]

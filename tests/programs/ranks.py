@@ -12,6 +12,7 @@ from pathlib import Path
 import safetensors.torch
 
 import eccl.training.trainer
+from eccl.utils.command_line import end_launched_process
 from helpers import make_trainer
 
 
@@ -35,3 +36,4 @@ def main(scenarios: Path, backbone: Path, benchmark: Path, output_dir: Path) -> 
 
 if __name__ == "__main__":
     main(*map(Path, sys.argv[1:]))
+    end_launched_process()

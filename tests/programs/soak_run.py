@@ -7,6 +7,7 @@ import sys
 import time
 
 from eccl.training.trainer import ECCLTrainer
+from eccl.utils.command_line import end_launched_process
 from helpers import train_eccl
 
 
@@ -43,3 +44,4 @@ def main(phases: str, arguments: list[str]) -> None:
 
 if __name__ == "__main__":
     main(sys.argv[1], sys.argv[2:])
+    end_launched_process()

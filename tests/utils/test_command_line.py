@@ -1,4 +1,5 @@
 import argparse
+import os
 import subprocess
 import sys
 
@@ -141,3 +142,23 @@ def test_every_option_has_a_help_text(module):
     parser = __import__(module, fromlist=["make_parser"]).make_parser()
     for action in parser._actions:
         assert action.help, f"{module}: {action.dest} has no help text"
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_launched_process_ends_without_taking_python_apart(processes):
+    """The object dies when Python takes its modules apart: a process of a launch of several must not reach that."""
+    program = (
+        "import atexit, sys, threading\n"
+        "from eccl.utils.command_line import end_launched_process\n"
+        "class Last:\n"
+        "    def __del__(self): print('taken apart', flush=True)\n"
+        "sys.modules['last'] = Last()\n"
+        "atexit.register(print, 'exit function')\n"
+        "threading.Thread(target=print, args=('thread',)).start()\n"
+        "end_launched_process()\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env=os.environ | {"WORLD_SIZE": str(processes)}
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.split("\n")[:-1] == ["thread", "exit function", "taken apart"][: 4 - processes]
