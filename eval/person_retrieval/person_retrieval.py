@@ -305,15 +305,35 @@ class PersonRetrieval(evaluate.Metric):
 
     def add_batch(self, *, predictions: typing.Any = None, references: typing.Any = None, **kwargs: typing.Any) -> None:
         """Keeps a batch of queries for `compute`."""
-        if self.num_process > 1 or kwargs:
-            return super().add_batch(predictions=predictions, references=references, **kwargs)
-        self._batches.append(_check_batch(predictions, references))
+        _refuse_unknown("add_batch", kwargs, ("predictions", "references"))
+        predictions, references = _check_batch(predictions, references)
+        if self.num_process > 1:
+            return super().add_batch(predictions=predictions, references=references)
+        self._batches.append((predictions, references))
 
-    def add(self, *, prediction: typing.Any = None, reference: typing.Any = None, **kwargs: typing.Any) -> None:
-        """Keeps one query for `compute`."""
-        if self.num_process > 1 or kwargs:
-            return super().add(prediction=prediction, reference=reference, **kwargs)
-        self._batches.append(_check_batch([prediction], [reference]))
+    def add(
+        self,
+        *,
+        prediction: typing.Any = None,
+        reference: typing.Any = None,
+        predictions: typing.Any = None,
+        references: typing.Any = None,
+        **kwargs: typing.Any,
+    ) -> None:
+        """Keeps one query for `compute`.
+
+        evaluate documents both `prediction`, `reference` and `predictions`, `references`. Under the second names it
+        also shows lists: they are a batch of queries.
+        """
+        _refuse_unknown("add", kwargs, ("prediction", "reference", "predictions", "references"))
+        for name, one, several in (("prediction", prediction, predictions), ("reference", reference, references)):
+            if one is not None and several is not None:
+                raise ValueError(f"{name} and {name}s are both given to add: they are two names of the same input")
+        predictions = prediction if predictions is None else predictions
+        references = reference if references is None else references
+        if predictions is not None and references is not None and _as_array("references", references).ndim == 0:
+            predictions, references = _as_array("predictions", predictions)[None], [references]
+        self.add_batch(predictions=predictions, references=references)
 
     def compute(
         self, *, predictions: typing.Any = None, references: typing.Any = None, **kwargs: typing.Any
@@ -322,6 +342,9 @@ class PersonRetrieval(evaluate.Metric):
 
         The queries that were added are forgotten afterwards; after an error they are kept.
         """
+        _refuse_unknown("compute", kwargs, _COMPUTE_ARGUMENTS)
+        if self.process_id == 0 and kwargs.get("gallery_person_ids") is None:
+            raise ValueError("gallery_person_ids is missing: compute needs the person id of each gallery image")
         if self.num_process > 1:
             return super().compute(predictions=predictions, references=references, **kwargs)
         batches = list(self._batches)
@@ -359,6 +382,16 @@ class PersonRetrieval(evaluate.Metric):
         block_size = _rows_per_block(similarities.shape[1], block_size)
         blocks = (similarities[start : start + block_size] for start in range(0, len(similarities), block_size))
         return retrieval_metrics(blocks, references, gallery_person_ids, ks, return_per_query)
+
+
+# What `compute` takes beside predictions and references.
+_COMPUTE_ARGUMENTS = ("gallery_person_ids", "gallery_embeds", "ks", "block_size", "return_per_query")
+
+
+def _refuse_unknown(method, kwargs, known):
+    for name in kwargs:
+        if name not in known:
+            raise ValueError(f"{method} of this metric has no argument {name!r}, it has {', '.join(known)}")
 
 
 def _check_batch(predictions, references):

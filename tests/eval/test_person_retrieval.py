@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eccl.eval.person_retrieval.person_retrieval import retrieval_metrics
-from helpers import ROOT
+from helpers import PATIENCE, ROOT
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +113,49 @@ def test_queries_can_be_added_in_batches(metric):
         metric.add_batch(predictions=queries[:4], references=query_ids[:3])
 
 
+# evaluate documents each of these ways to add queries.
+WAYS_TO_ADD = {
+    "one query, singular names": lambda metric, queries, ids: [
+        metric.add(prediction=query, reference=person) for query, person in zip(queries, ids, strict=True)
+    ],
+    "one query, plural names": lambda metric, queries, ids: [
+        metric.add(predictions=query, references=person) for query, person in zip(queries, ids, strict=True)
+    ],
+    "tensors": lambda metric, queries, ids: [
+        metric.add(predictions=torch.tensor(query), references=torch.tensor(person))
+        for query, person in zip(queries, ids, strict=True)
+    ],
+    "lists to add": lambda metric, queries, ids: metric.add(references=ids.tolist(), predictions=queries.tolist()),
+    "batches": lambda metric, queries, ids: [
+        metric.add_batch(references=ids[part], predictions=queries[part]) for part in (slice(3), slice(3, None))
+    ],
+}
+
+
+@pytest.mark.parametrize("way", WAYS_TO_ADD)
+def test_every_documented_way_to_add_gives_the_same_figures(metric, way):
+    generator = np.random.default_rng(5)
+    queries, ids = generator.normal(size=(7, 4)).astype(np.float32), generator.integers(0, 3, 7)
+    gallery = {"gallery_embeds": generator.normal(size=(6, 4)), "gallery_person_ids": np.arange(6) % 3}
+    expected = metric.compute(predictions=queries, references=ids, **gallery)
+    WAYS_TO_ADD[way](metric, queries, ids)
+    assert metric.compute(**gallery) == expected
+
+
+def test_unknown_and_doubled_names_are_refused(metric):
+    query, gallery = {"predictions": [[1.0, 0.0]], "references": [7]}, {"gallery_person_ids": [7]}
+    for method, known in (("add", "prediction, reference"), ("add_batch", "predictions"), ("compute", "gallery")):
+        with pytest.raises(ValueError, match=rf"{method} of this metric has no argument 'refs', it has {known}"):
+            getattr(metric, method)(**query, refs=[7])
+    with pytest.raises(ValueError, match="prediction and predictions are both given to add"):
+        metric.add(prediction=[1.0], predictions=[1.0], reference=7)
+    with pytest.raises(ValueError, match="gallery_person_ids is missing"):
+        metric.compute(**query)
+    # Nothing of these calls was kept.
+    with pytest.raises(ValueError, match="there are no predictions"):
+        metric.compute(**gallery)
+
+
 def test_swapped_arguments_score_image_to_text(metric):
     generator = np.random.default_rng(3)
     texts, images = generator.normal(size=(8, 5)), generator.normal(size=(6, 5))
@@ -129,18 +172,29 @@ def test_several_processes_add_to_one_metric(tmp_path):
     program = (
         "import sys, evaluate\n"
         "rank = int(sys.argv[1])\n"
-        "metric = evaluate.load(sys.argv[2], num_process=2, process_id=rank, experiment_id='x', cache_dir='cache')\n"
         "queries = [[1.0, 0.0], [0.9, 0.1]] if rank == 0 else [[0.0, 1.0]]\n"
-        "metric.add_batch(predictions=queries, references=[7, 7] if rank == 0 else [8])\n"
-        "figures = metric.compute(gallery_embeds=[[1.0, 0.2], [0.1, 1.0]], gallery_person_ids=[8, 7])\n"
-        "print(figures and figures['rank1'])\n"
+        "ids = [7, 7] if rank == 0 else [8]\n"
+        "for way in ('batch', 'lists', 'plural', 'singular'):\n"
+        "    where = {'num_process': 2, 'process_id': rank, 'experiment_id': way, 'cache_dir': 'cache'}\n"
+        "    metric = evaluate.load(sys.argv[2], **where)\n"
+        "    if way in ('batch', 'lists'):\n"
+        "        (metric.add_batch if way == 'batch' else metric.add)(predictions=queries, references=ids)\n"
+        "    for query, person in zip(queries, ids):\n"
+        "        if way == 'plural':\n"
+        "            metric.add(predictions=query, references=person)\n"
+        "        elif way == 'singular':\n"
+        "            metric.add(prediction=query, reference=person)\n"
+        "    figures = metric.compute(gallery_embeds=[[1.0, 0.2], [0.1, 1.0]], gallery_person_ids=[8, 7])\n"
+        "    print(figures and figures['mAP'])\n"
     )
     command = [sys.executable, "-c", program]
     where = {"cwd": tmp_path, "text": True, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
     processes = [
         subprocess.Popen([*command, str(rank), str(ROOT / "eval/person_retrieval")], **where) for rank in (0, 1)
     ]
-    assert [process.communicate(timeout=120)[0].split()[-1] for process in processes] == ["0.0", "None"]
+    # Each query finds its image second.
+    printed = [process.communicate(timeout=PATIENCE)[0].split() for process in processes]
+    assert printed == [["50.0"] * 4, ["None"] * 4]
 
 
 def test_similarities_are_scored_without_a_gallery(metric):
