@@ -2,7 +2,8 @@
 
 `import eccl` is fast: it loads neither torch nor transformers. Each public name is imported on first use. The first use
 also registers `eccl` with the Auto classes of transformers, so that `AutoModel.from_pretrained` loads an ECCL
-checkpoint with the code of this package and needs no `trust_remote_code`.
+checkpoint with the code of this package and needs no `trust_remote_code`, and the task "text-to-person-retrieval" with
+`transformers.pipeline`.
 """
 
 from importlib import import_module
@@ -38,7 +39,7 @@ def __getattr__(name: str) -> Any:
     if name == "__version__":
         value = _read_version()
     elif name in _MODULES:
-        _register_auto_classes()
+        _register()
         value = getattr(import_module(f".{_MODULES[name]}", __name__), name)
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -67,18 +68,23 @@ def _read_version() -> str:
         return settings["metadata"]["version"]
 
 
-def _register_auto_classes() -> None:
-    """Registers ECCL with the Auto classes of transformers; a second call changes nothing."""
+def _register() -> None:
+    """Registers ECCL with the Auto classes and the pipelines of transformers; a second call changes nothing."""
     from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoProcessor
+    from transformers.pipelines import PIPELINE_REGISTRY
 
     from .configuration_eccl import ECCLConfig
     from .modeling_eccl import ECCLModel
+    from .pipeline_eccl import TextToPersonRetrievalPipeline
     from .processing_eccl import ECCLImageProcessor, ECCLProcessor
 
     AutoConfig.register(ECCLConfig.model_type, ECCLConfig, exist_ok=True)
     AutoModel.register(ECCLConfig, ECCLModel, exist_ok=True)
     AutoProcessor.register(ECCLConfig, ECCLProcessor, exist_ok=True)
     AutoImageProcessor.register(ECCLConfig, image_processor_classes={"pil": ECCLImageProcessor}, exist_ok=True)
+    task = "text-to-person-retrieval"
+    if task not in PIPELINE_REGISTRY.get_supported_tasks():
+        PIPELINE_REGISTRY.register_pipeline(task, TextToPersonRetrievalPipeline, pt_model=AutoModel)
 
 
 __all__ = [

@@ -62,8 +62,9 @@ class ECCLConfig(PreTrainedConfig):
             vision.image_size = list(vision.image_size)
 
     def to_dict(self) -> dict:
-        # `pipeline` replaces the names in `custom_pipelines` by classes, which JSON cannot hold.
-        return super().to_dict() | {"custom_pipelines": copy.deepcopy(_PIPELINES)}
+        # `pipeline` replaces the names in `custom_pipelines` by classes, which JSON cannot hold. transformers takes the
+        # dtype for the one to compute in, and half precision, in which weights can be stored, is slow on a CPU.
+        return super().to_dict() | {"custom_pipelines": copy.deepcopy(_PIPELINES), "dtype": "float32"}
 
     def validate_architecture(self) -> None:
         """Refuses shapes from which no model can be built. `@strict` calls it."""

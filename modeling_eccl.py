@@ -6,8 +6,10 @@ each line, this text included, so the next line brings the pipeline along:
     from .pipeline_eccl import TextToPersonRetrievalPipeline
 """
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -413,6 +415,15 @@ class ECCLModel(CLIPPreTrainedModel):
             raise ValueError(f"from_clip takes a CLIP or an ECCL model without prompts, {name} is an adapter")
         return (cls if kind == "eccl" else CLIPModel).from_pretrained(name)
 
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
+        """Writes the weights, the configuration and the code, as any model of transformers does.
+
+        The weights have the permissions of any new file. The configuration names float32 as the dtype, also if the
+        weights are stored in half precision, so that the model runs in float32 unless another `dtype` is asked for.
+        """
+        super().save_pretrained(save_directory, *args, **kwargs)
+        share_weights(Path(save_directory))
+
     def get_input_embeddings(self) -> nn.Module:
         return self.text_model.embeddings.token_embedding
 
@@ -614,6 +625,19 @@ def _grid_of_clip(clip: PreTrainedConfig) -> tuple[int, int]:
     return height // patch_size, width // patch_size
 
 
+def share_weights(folder: Path) -> None:
+    """Gives the `.safetensors` files of a folder the permissions that any new file gets there.
+
+    safetensors lets only the owner of a file read it.
+    """
+    probe = folder / f".permissions-{os.getpid()}"
+    probe.touch()
+    mode = probe.stat().st_mode & 0o777
+    probe.unlink()
+    for path in folder.glob("*.safetensors"):
+        path.chmod(mode)
+
+
 def resize_position_grid(positions: torch.Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int]) -> torch.Tensor:
     """Resizes the position embeddings of a vision transformer's patches bilinearly (`align_corners=False`).
 
@@ -641,4 +665,4 @@ def resize_position_grid(positions: torch.Tensor, old_grid: tuple[int, int], new
     return torch.cat([positions[:1], grid.flatten(2)[0].T.to(positions.dtype)])
 
 
-__all__ = ["ECCLModel", "ECCLOutput", "ECCLPromptLearner", "resize_position_grid"]
+__all__ = ["ECCLModel", "ECCLOutput", "ECCLPromptLearner", "resize_position_grid", "share_weights"]

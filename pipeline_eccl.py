@@ -1,6 +1,10 @@
 """The text-to-person-retrieval pipeline: it indexes images once, then finds people by sentences."""
 
-from collections.abc import Iterable, Iterator
+import io
+import itertools
+import types
+from collections.abc import Iterable
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +53,11 @@ class TextToPersonRetrievalPipeline(Pipeline):
         """Encodes images, each one once. They replace the images that were indexed before.
 
         Args:
-            images: a folder (all images in it and its subfolders, in the order of their paths), a list of paths or PIL
-                images, or a `datasets.Dataset` with an `image` column. If the data set has a `file_path` column, it
-                gives the paths.
+            images: a folder (all images in it and its subfolders, in the order of their paths); or images in a list, a
+                tuple, a column of a `datasets.Dataset`, a generator or anything else that can be iterated. An image is
+                a path, a PIL image, or what `datasets` gives with `Image(decode=False)`: a dict with `bytes` and
+                `path`. Or a `datasets.Dataset` with such an `image` column; if it also has a `file_path` column, this
+                column gives the paths.
             batch_size: number of images in a batch.
             progress: shows a progress bar.
 
@@ -63,19 +69,22 @@ class TextToPersonRetrievalPipeline(Pipeline):
         """
         if isinstance(images, (str, Path)):
             images = list_images(images)
-        if not len(images):
-            raise ValueError("there are no images to index")
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}, it must be at least 1")
+        if not isinstance(images, Iterable):
+            raise ValueError(f"images is of type {type(images).__name__}, it must be a folder or a list of images")
         embeds: list[torch.Tensor] = []
         paths: list[str | None] = []
-        starts = range(0, len(images), batch_size)
-        for start in logging.tqdm(starts, desc="indexing images", leave=False, disable=not progress):
-            batch = list(_read_images(images, range(start, min(start + batch_size, len(images)))))
+        size = len(images) if hasattr(images, "__len__") else None
+        bar = logging.tqdm(images, total=size, desc="indexing images", leave=False, disable=not progress)
+        read = (_read_image(image, index) for index, image in enumerate(bar))
+        while batch := list(itertools.islice(read, batch_size)):
             pixels = self.processor(images=[image for image, _ in batch], return_tensors="pt")["pixel_values"]
             features = self.model.get_image_features(pixels.to(self.device, self.model.dtype)).pooler_output
             embeds.append(nn.functional.normalize(features.float(), dim=-1).cpu())
             paths += [path for _, path in batch]
+        if not embeds:
+            raise ValueError("there are no images to index")
         self.image_embeds, self.paths = torch.cat(embeds), paths
         return self
 
@@ -83,24 +92,37 @@ class TextToPersonRetrievalPipeline(Pipeline):
 
     def __call__(  # type: ignore[override]
         self, sentences: str | Iterable[str], **kwargs: Any
-    ) -> list[dict] | list[list[dict]]:
+    ) -> Any:
         """Finds the images that fit a sentence best.
 
         Args:
-            sentences: one sentence, or several.
+            sentences: one sentence, or several in a list, a tuple, a column of a `datasets.Dataset`, a generator or
+                anything else that can be iterated.
             top_k: number of images to find for each sentence; all images if fewer are indexed.
             batch_size: number of sentences in a batch.
 
         Returns:
             For each sentence a list of dicts, the best image first; images with equal scores keep the order of the
             index. A dict has `score` (cosine similarity, -1 to 1), `index` (position of the image in the index) and
-            `path` (`None` for an image without a path). If `sentences` is one string, the result is its list alone.
+            `path` (`None` for an image without a path). If `sentences` is one string, the result is its list alone; if
+            there are no sentences, the result is empty. For a generator, as with any pipeline, the result is an
+            iterator that reads a sentence when its result is wanted.
 
         Raises:
             ValueError: nothing is indexed, a sentence is empty, or `top_k` is less than 1.
         """
         self._indexed_embeds()
+        lazy = isinstance(sentences, (types.GeneratorType, torch.utils.data.Dataset))
+        if isinstance(sentences, Iterable) and not isinstance(sentences, str) and not lazy:
+            sentences = list(sentences)
+            if not sentences:
+                return []
         return super().__call__(sentences, **kwargs)
+
+    def save_pretrained(self, save_directory: str | PathLike[str], **kwargs: Any) -> None:
+        """Writes the model and the whole processor; transformers would leave out the processor."""
+        super().save_pretrained(save_directory, **kwargs)
+        self.processor.save_pretrained(save_directory, **kwargs)
 
     def _indexed_embeds(self) -> torch.Tensor:
         """The normalised features of the indexed images, `(images, projection_dim)`, on the CPU.
@@ -132,19 +154,27 @@ class TextToPersonRetrievalPipeline(Pipeline):
         return [{"score": scores[index].item(), "index": index, "path": self.paths[index]} for index in best]
 
 
-def _read_images(images: Any, indices: Iterable[int]) -> Iterator[tuple[Image.Image, str | None]]:
-    """Yields the images at these indices as upright RGB, each with its path."""
-    for index in indices:
-        image, path = images[index], None
-        if isinstance(image, dict):
-            if "image" not in image:
-                raise ValueError(f"record {index} has no field 'image', it has only {', '.join(image)}")
-            image, path = image["image"], image.get("file_path")
-        if isinstance(image, (str, Path)):
-            path = str(image)
-        elif not isinstance(image, Image.Image):
-            raise ValueError(f"image {index} is of type {type(image).__name__}, it must be a path or a PIL image")
-        yield read_image(image), path or getattr(image, "filename", None) or None
+def _read_image(image: Any, index: int) -> tuple[Image.Image, str | None]:
+    """Reads one of the images to index as upright RGB, and finds its path."""
+    path = None
+    if isinstance(image, dict) and "image" in image:
+        image, path = image["image"], image.get("file_path")
+    if isinstance(image, dict):
+        if not {"bytes", "path"} <= image.keys():
+            raise ValueError(f"record {index} has no field 'image', it has only {', '.join(image)}")
+        path = path or image["path"]
+        if image["bytes"] is None:
+            image = image["path"]
+        else:
+            # `read_image` names the file in its errors.
+            file = io.BytesIO(image["bytes"])
+            file.name = path
+            return read_image(file), path
+    if isinstance(image, (str, Path)):
+        path = path or str(image)
+    elif not isinstance(image, Image.Image):
+        raise ValueError(f"image {index} is of type {type(image).__name__}, it must be a path or a PIL image")
+    return read_image(image), path or getattr(image, "filename", None) or None
 
 
 __all__ = ["TextToPersonRetrievalPipeline"]

@@ -148,6 +148,9 @@ class ECCLProcessor(ProcessorMixin):
 
     # transformers declares `None`, and expects the name of an Auto class.
     _auto_class = "AutoProcessor"  # type: ignore[assignment]
+    # The defaults for the tokenizer. A batch is padded only to its longest caption: tokens after the end token do not
+    # change a feature.
+    text_kwargs = {"padding": True, "truncation": True}
 
     def __init__(
         self,
@@ -157,14 +160,6 @@ class ECCLProcessor(ProcessorMixin):
     ):
         self.max_text_length = max_text_length
         super().__init__(image_processor, tokenizer)
-
-    @property
-    def text_kwargs(self) -> dict[str, Any]:
-        """The defaults for the tokenizer; transformers reads this property at each call.
-
-        A batch is padded only to its longest caption: tokens after the end token do not change a feature.
-        """
-        return {"padding": True, "truncation": True, "max_length": self.max_text_length}
 
     def to_dict(self) -> dict[str, Any]:
         # transformers adds this entry when it saves the code. Now a processor equals its saved copy.
@@ -176,8 +171,7 @@ class ECCLProcessor(ProcessorMixin):
 
         Args:
             config: the configuration of the model.
-            tokenizer: the tokenizer of the model. If it was saved with a maximum length, it loses that: the maximum
-                length of the model counts.
+            tokenizer: the tokenizer of the model.
 
         Raises:
             ValueError: the tokenizer has more tokens than the model, or another end-of-text token.
@@ -190,7 +184,6 @@ class ECCLProcessor(ProcessorMixin):
                 f"the tokenizer ends a text with token {tokenizer.eos_token_id}, "
                 f"the model expects token {text.eos_token_id} at the end"
             )
-        tokenizer.init_kwargs.pop("max_length", None)
         height, width = config.input_size
         image_processor = ECCLImageProcessor(size={"height": height, "width": width})
         return cls(image_processor, tokenizer, max_text_length=config.max_text_length)
@@ -221,6 +214,10 @@ class ECCLProcessor(ProcessorMixin):
         """
         if text is not None:
             text = clean_caption(text) if isinstance(text, str) else [clean_caption(caption) for caption in text]
+            # As a default in `text_kwargs` it would give way to the length that a tokenizer has stored, that of its last
+            # call before it was saved.
+            if "max_length" not in kwargs.get("text_kwargs", {}):
+                kwargs.setdefault("max_length", self.max_text_length)
         return super().__call__(images=images, text=text, **kwargs)
 
 

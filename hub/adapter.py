@@ -8,7 +8,7 @@ from pathlib import Path
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 
 from ..configuration_eccl import ECCLConfig
-from ..modeling_eccl import ECCLModel
+from ..modeling_eccl import ECCLModel, share_weights
 
 TARGET_MODULES = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
 
@@ -56,6 +56,7 @@ def save_adapter(model: PeftModel, folder: str | Path, base: str | None) -> None
     """
     model.peft_config[model.active_adapter].base_model_name_or_path = base
     model.save_pretrained(str(folder))
+    share_weights(Path(folder))
     model.config.to_json_file(Path(folder) / "config.json")
 
 

@@ -24,7 +24,10 @@ from transformers import pipeline
 search = pipeline("text-to-person-retrieval", model="{name}", trust_remote_code=True)
 search.index("photos/")
 search("a woman in a red coat with a black backpack", top_k=5)
-```"""
+```
+
+The model computes in float32, because `config.json` has `"dtype": "float32"`; the stored weights may have half the
+precision. On a GPU half precision is faster: give `dtype=torch.float16` to `pipeline` or `from_pretrained`."""
 _LICENCE = (
     "The terms of the base model and of the training data apply to the weights. The licence of the code in this "
     "repository is Apache-2.0."

@@ -12,6 +12,10 @@ EXCEPTIONS = {
     "test_capture_outputs_decorator": _ATTENTIONS,
     "test_model_outputs_equivalence": _ATTENTIONS,
     "test_eager_matches_sdpa_inference_24_fp32_pad_left_output_attentions": _ATTENTIONS,
+    "test_subprocessor_defaults_preserved_by_kwargs_0_images": (
+        "The test expects the maximum length that is stored in the tokenizer. A CLIP tokenizer stores that of its last "
+        "call; with ECCL the length counts that leaves room for the prompts."
+    ),
 }
 
 
@@ -43,6 +47,9 @@ def test_eccl_fails_no_common_test_that_clip_passes(outcomes, ours, clip):
 
 @pytest.mark.slow
 def test_every_exception_is_still_needed(outcomes):
-    found = failures(outcomes["ECCLModelTest"]) | failures(outcomes["ECCLModelWithPromptsTest"])
+    names = ("ECCLModelTest", "ECCLModelWithPromptsTest", "ECCLProcessorTest")
+    found = {test: message for name in names for test, message in failures(outcomes[name]).items()}
     assert EXCEPTIONS.keys() <= found.keys()
-    assert all("output_attentions needs attn_implementation 'eager'" in found[name] for name in EXCEPTIONS)
+    for name, reason in EXCEPTIONS.items():
+        expected = "output_attentions needs attn_implementation 'eager'" if reason is _ATTENTIONS else "!= 117"
+        assert expected in found[name]

@@ -1,13 +1,15 @@
 import json
+import os
 from concurrent.futures import ThreadPoolExecutor
 
 import accelerate
 import pytest
+import safetensors
 import torch
 from transformers import CLIPConfig, CLIPModel, CLIPTextModel
 
 from eccl.configuration_eccl import ECCLConfig, checkpoint_kind
-from eccl.hub.adapter import attach_lora, count_parameters
+from eccl.hub.adapter import attach_lora, count_parameters, save_adapter
 from eccl.modeling_eccl import ECCLModel, resize_position_grid
 from helpers import tiny_config
 
@@ -434,6 +436,29 @@ def test_half_precision_is_close_to_full_precision(tiny_model, tiny_batch, dtype
     for name in ("text_embeds", "image_embeds"):
         reference = full[name].detach()
         assert (half[name].float() - reference).abs().max() / reference.abs().max() < 0.03
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_stored_in_half_precision_compute_in_float32_unless_asked_otherwise(tiny_model, tmp_path, dtype):
+    tiny_model.to(dtype).save_pretrained(tmp_path)
+    with safetensors.safe_open(tmp_path / "model.safetensors", "pt") as file:
+        assert file.get_tensor("logit_scale").dtype == dtype
+    for given, expected in (({}, torch.float32), ({"dtype": "auto"}, torch.float32), ({"dtype": dtype}, dtype)):
+        model = ECCLModel.from_pretrained(tmp_path, **given)
+        assert {parameter.dtype for parameter in model.parameters()} == {expected}
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o027, 0o640)])
+def test_all_files_of_a_saved_model_have_the_permissions_of_new_files(tiny_model, tmp_path, mask, mode):
+    before = os.umask(mask)
+    try:
+        tiny_model.save_pretrained(tmp_path / "model")
+        save_adapter(attach_lora(tiny_model), tmp_path / "adapter", None)
+    finally:
+        os.umask(before)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {path.name for path in files} >= {"model.safetensors", "adapter_model.safetensors", "config.json"}
+    assert {path.name: oct(path.stat().st_mode & 0o777) for path in files} == {path.name: oct(mode) for path in files}
 
 
 def test_a_model_saved_in_shards_gives_the_same_logits(tiny_model, tiny_batch, tmp_path):

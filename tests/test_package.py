@@ -84,7 +84,7 @@ for repetition in range(2):
         for auto in (AutoConfig, AutoModel, AutoProcessor, AutoImageProcessor):
             module = type(auto.from_pretrained(folder, **trust)).__module__
             assert module.startswith("eccl."), (auto, trust, module)
-    eccl._register_auto_classes()
+    eccl._register()
 model = AutoModel.from_pretrained(folder)
 assert isinstance(model, eccl.ECCLModel) and isinstance(AutoModel.from_config(model.config), eccl.ECCLModel)
 assert isinstance(AutoProcessor.from_pretrained(folder), eccl.ECCLProcessor)

@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -69,6 +70,71 @@ def test_paths_images_and_a_data_set_give_the_same_index(search, make_raw):
     assert search.paths == [record["file_path"] for record in records[:4]]
     search.index([Image.new("RGB", (9, 30))], progress=False)
     assert search("a man")[0]["path"] is None and search("a man")[0]["index"] == 0
+
+
+def test_images_come_in_any_iterable_and_undecoded(search, make_raw):
+    root, records = make_raw()
+    files = [str(root / "imgs" / record["file_path"]) for record in records[:5]]
+    decoded = datasets.Dataset.from_dict({"image": files}).cast_column("image", datasets.Image())
+    raw = decoded.cast_column("image", datasets.Image(decode=False))
+    inside = datasets.Dataset.from_list(
+        [{"image": {"bytes": Path(file).read_bytes(), "path": None}, "file_path": file} for file in files]
+    )
+    search.index(files, batch_size=2, progress=False)
+    expected = search.image_embeds
+    for images in (
+        tuple(files), (file for file in files), iter(map(Path, files)), decoded, decoded["image"], raw, raw["image"],
+        inside, decoded.to_iterable_dataset(), {file: None for file in files}.keys(),
+    ):  # fmt: skip
+        search.index(images, batch_size=2, progress=False)
+        torch.testing.assert_close(search.image_embeds, expected)
+        assert search.paths == files
+    broken = [{"bytes": b"no image", "path": "a/b.png"}]
+    with pytest.raises(ValueError, match=r"a/b.png cannot be read as an image"):
+        search.index(broken, progress=False)
+    with pytest.raises(ValueError, match="there are no images to index"):
+        search.index(iter(()), progress=False)
+    # An index that failed leaves the one before.
+    assert search.paths == files
+
+
+def test_sentences_come_in_any_iterable(search, make_raw):
+    root, _ = make_raw()
+    search.index(root / "imgs", progress=False)
+    expected = search(SENTENCES, top_k=2)
+    column = datasets.Dataset.from_dict({"text": SENTENCES})["text"]
+    for sentences in (tuple(SENTENCES), column, np.array(SENTENCES), dict.fromkeys(SENTENCES)):
+        assert search(sentences, top_k=2) == expected
+    # As with any pipeline, a generator is read when its results are wanted.
+    lazy = search((sentence for sentence in SENTENCES), top_k=2)
+    assert not isinstance(lazy, list) and list(lazy) == expected
+    for nothing in ([], (), iter(())):
+        assert list(search(nothing)) == []
+    assert list(search(sentence for sentence in ())) == []
+    with pytest.raises(ValueError, match="a query must be a sentence, not 3"):
+        search(3)
+
+
+def test_the_task_is_known_by_name_for_a_model_object(search):
+    from transformers import pipeline
+
+    import eccl
+
+    model, processor = eccl.load_model(BACKBONE)
+    by_name = pipeline("text-to-person-retrieval", model=model, processor=processor, device="cpu")
+    assert type(by_name) is TextToPersonRetrievalPipeline and by_name.model is model
+
+
+def test_a_saved_pipeline_keeps_its_whole_processor(search, make_raw, tmp_path):
+    root, _ = make_raw()
+    model = ECCLModel.from_clip(search.model, (96, 32), num_prompt_tokens=8, prompt_depth=1)
+    processor = ECCLProcessor.for_model(model.config, search.processor.tokenizer)
+    TextToPersonRetrievalPipeline(model=model, processor=processor, device="cpu").save_pretrained(tmp_path / "saved")
+    loaded_model, loaded = load_model(tmp_path / "saved")
+    assert loaded.max_text_length == processor.max_text_length == model.config.max_text_length
+    assert loaded.to_dict() == processor.to_dict()
+    again = TextToPersonRetrievalPipeline(model=loaded_model, processor=loaded, device="cpu")
+    assert len(again.index(root / "imgs", progress=False)("a man " * 200)) == 6
 
 
 def test_the_exif_orientation_of_a_file_is_applied(search, tmp_path):

@@ -239,3 +239,18 @@ def test_list_images_refuses_a_folder_without_images_and_a_file(tmp_path):
         list_images(tmp_path / "empty" / "notes.txt")
     with pytest.raises(ValueError, match="absent is not a folder"):
         list_images(tmp_path / "absent")
+
+
+def test_arguments_of_the_tokenizer_can_be_nested_or_flat(tokenizer):
+    processor = ECCLProcessor(ECCLImageProcessor(), tokenizer, max_text_length=9)
+    caption = "a man in a red coat with a blue bag and a hat"
+    assert len(processor(text=caption)["input_ids"]) == 9
+    assert len(processor(text=caption, max_length=5)["input_ids"]) == 5
+    nested = processor(text=[caption, "a man"], text_kwargs={"max_length": 5, "padding": "max_length"})
+    assert [len(row) for row in nested["input_ids"]] == [5, 5]
+    assert len(processor(text=caption, text_kwargs={"padding": False})["input_ids"]) == 9
+    with pytest.raises(ValueError, match="max_length was passed two times"):
+        processor(text=caption, max_length=5, text_kwargs={"max_length": 5})
+    # The length that a tokenizer has stored does not count.
+    tokenizer.init_kwargs["max_length"] = 77
+    assert len(processor(text=caption)["input_ids"]) == 9

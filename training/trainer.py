@@ -26,7 +26,7 @@ from transformers.trainer_utils import TrainOutput
 from ..encoding_eccl import SplitEmbeddings, embed_split, leave_process_group
 from ..eval.person_retrieval.person_retrieval import score_embeddings
 from ..hub.adapter import merge_lora
-from ..modeling_eccl import ECCLModel
+from ..modeling_eccl import ECCLModel, share_weights
 from .arguments import ECCLTrainingArguments, epoch_factor
 from .checkpoints import (
     CheckpointCallback,
@@ -453,6 +453,8 @@ class ECCLTrainer(Trainer):
         if state and self.args.should_save:
             folder.mkdir(parents=True, exist_ok=True)
             safetensors.torch.save_file(state, folder / OBJECTIVE_FILE)
+        if self.args.should_save and folder.is_dir():
+            share_weights(folder)
 
     def whole_model(self) -> ECCLModel | PeftModel | None:
         """Returns the model that is trained, in one piece.

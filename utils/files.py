@@ -37,7 +37,11 @@ def complete_file(path: Path) -> Iterator[Path]:
     # The suffix stays at the end, because Pillow and others choose the format by it.
     temporary = path.with_name(f".{path.stem}-{os.getpid()}{path.suffix}")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode & 0o777
         yield temporary
+        # Some libraries make files that only their owner can read.
+        temporary.chmod(mode)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
