@@ -7,7 +7,7 @@ each line, this text included, so the next line brings the pipeline along:
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -429,6 +429,15 @@ class ECCLModel(CLIPPreTrainedModel):
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.text_model.embeddings.set_submodule("token_embedding", value)
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
+        # peft loads an adapter by this method. It would drop the prompts of the adapter without a word.
+        if self.prompt_learner is None and any(key.startswith(f"{prefix}prompt_learner.") for key in state_dict):
+            raise ValueError(
+                "the adapter or checkpoint has prompts, but the model has none: load an adapter with "
+                "eccl.load_adapter, which makes the model that it needs, and a checkpoint with from_pretrained"
+            )
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _prompts(self, modality: str) -> list[torch.Tensor]:
         return [] if self.prompt_learner is None else self.prompt_learner(modality)

@@ -214,8 +214,8 @@ class ECCLProcessor(ProcessorMixin):
         """
         if text is not None:
             text = clean_caption(text) if isinstance(text, str) else [clean_caption(caption) for caption in text]
-            # As a default in `text_kwargs` it would give way to the length that a tokenizer has stored, that of its last
-            # call before it was saved.
+            # As a default in `text_kwargs` it would give way to the length that a tokenizer has stored: that of its
+            # last call before it was saved.
             if "max_length" not in kwargs.get("text_kwargs", {}):
                 kwargs.setdefault("max_length", self.max_text_length)
         return super().__call__(images=images, text=text, **kwargs)

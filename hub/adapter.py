@@ -4,8 +4,9 @@ import contextlib
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, NoReturn
 
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel
 
 from ..configuration_eccl import ECCLConfig
 from ..modeling_eccl import ECCLModel, share_weights
@@ -13,7 +14,46 @@ from ..modeling_eccl import ECCLModel, share_weights
 TARGET_MODULES = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
 
 
-def attach_lora(model: ECCLModel, rank: int = 4, alpha: int = 4) -> PeftModel:
+class ECCLPeftModel(PeftModel):
+    """An ECCL model with adapters. It refuses what peft cannot do with adapters that hold whole prompts."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Calls the model with the active adapter.
+
+        Raises:
+            ValueError: `adapter_names` asks for a mixed batch. The prompts are the same for all items of a batch.
+        """
+        if kwargs.get("adapter_names") is not None:
+            raise ValueError(
+                "one batch cannot use several adapters, because each has its own prompts: call set_adapter(name), and "
+                "the model with the items of this adapter, for one adapter after the other"
+            )
+        return super().forward(*args, **kwargs)
+
+    def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Is refused: an average of LoRA matrices alone would go with the prompts of neither adapter.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(
+            "adapters with prompts cannot be added up by peft: load each with eccl.load_model, which merges it, and "
+            "average the weights of the merged models"
+        )
+
+    def unload(self) -> ECCLModel:
+        """Takes the adapters off and returns the model as it was before, its prompts included.
+
+        peft would leave the prompts of the active adapter.
+        """
+        model = self.get_base_model()
+        prompts = model.get_submodule("prompt_learner.original_module")
+        self.base_model.unload()
+        model.prompt_learner = prompts
+        return model
+
+
+def attach_lora(model: ECCLModel, rank: int = 4, alpha: int = 4) -> ECCLPeftModel:
     """Freezes a model and adds the parameters that ECCL trains: LoRA in every layer of both encoders, and the prompts.
 
     LoRA adds the product `alpha / rank * B A` to a weight. `A` starts with Kaiming-uniform values and `B` with zeros
@@ -26,7 +66,7 @@ def attach_lora(model: ECCLModel, rank: int = 4, alpha: int = 4) -> PeftModel:
         alpha: the factor in `alpha / rank`.
 
     Returns:
-        The wrapped model of `get_peft_model`, which `Trainer` can save, resume and load again.
+        The model as a peft model, which `Trainer` can save, resume and load again.
 
     Raises:
         ValueError: the model has no prompts.
@@ -37,7 +77,7 @@ def attach_lora(model: ECCLModel, rank: int = 4, alpha: int = 4) -> PeftModel:
         r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=TARGET_MODULES, modules_to_save=["prompt_learner"]
     )
     with _without_deprecations():
-        return get_peft_model(model, config)
+        return ECCLPeftModel(model, config)
 
 
 def merge_lora(model: PeftModel) -> ECCLModel:
@@ -60,7 +100,7 @@ def save_adapter(model: PeftModel, folder: str | Path, base: str | None) -> None
     model.config.to_json_file(Path(folder) / "config.json")
 
 
-def load_adapter(name: str | Path, base: ECCLModel | str | None = None, adapter_name: str = "default") -> PeftModel:
+def load_adapter(name: str | Path, base: ECCLModel | str | None = None, adapter_name: str = "default") -> ECCLPeftModel:
     """Loads a saved adapter and attaches it to its base.
 
     Several adapters can share one base. The result has a method `load_adapter` that adds another adapter, and a method
@@ -83,7 +123,7 @@ def load_adapter(name: str | Path, base: ECCLModel | str | None = None, adapter_
         config = ECCLConfig.from_pretrained(name)
         base = ECCLModel.from_clip(base, config.input_size, config.num_prompt_tokens, config.prompt_depth)
     with _without_deprecations():
-        return PeftModel.from_pretrained(base, name, adapter_name=adapter_name)
+        return ECCLPeftModel.from_pretrained(base, name, adapter_name=adapter_name)
 
 
 @contextlib.contextmanager
@@ -105,4 +145,12 @@ def count_parameters(model: ECCLModel | PeftModel) -> tuple[int, int]:
     )
 
 
-__all__ = ["TARGET_MODULES", "attach_lora", "count_parameters", "load_adapter", "merge_lora", "save_adapter"]
+__all__ = [
+    "TARGET_MODULES",
+    "ECCLPeftModel",
+    "attach_lora",
+    "count_parameters",
+    "load_adapter",
+    "merge_lora",
+    "save_adapter",
+]

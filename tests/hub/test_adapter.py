@@ -2,6 +2,8 @@ import json
 
 import pytest
 import torch
+from peft import AutoPeftModel, PeftModel
+from peft.utils.hotswap import hotswap_adapter
 
 from eccl.hub.adapter import attach_lora, load_adapter, merge_lora, save_adapter
 from eccl.modeling_eccl import ECCLModel
@@ -83,6 +85,53 @@ def test_a_disabled_adapter_gives_the_base_with_its_earlier_prompts(base, tiny_b
     assert not torch.allclose(features(loaded, tiny_batch), expected)
     with loaded.disable_adapter():
         torch.testing.assert_close(features(loaded, tiny_batch), expected)
+
+
+@pytest.fixture
+def two_adapters(base, tmp_path):
+    """Two saved adapters of one base."""
+    for seed, name in enumerate(("cuhk", "rstp")):
+        save_adapter(make_trained(base, seed), tmp_path / name, base)
+    return tmp_path / "cuhk", tmp_path / "rstp"
+
+
+def test_peft_loads_an_adapter_onto_a_model_with_prompts_and_not_onto_one_without(base, two_adapters, tiny_batch):
+    expected = features(make_trained(base, 0), tiny_batch)
+    model = PeftModel.from_pretrained(ECCLModel.from_clip(base, (32, 16), 3, 2), two_adapters[0]).eval()
+    torch.testing.assert_close(features(model, tiny_batch), expected)
+    message = "has prompts, but the model has none: load an adapter with eccl.load_adapter"
+    with pytest.raises(ValueError, match=message):
+        PeftModel.from_pretrained(ECCLModel.from_pretrained(base), two_adapters[0])
+    # The class that the adapter names is imported only if the user allows it.
+    with pytest.raises(ValueError, match=r"import_allowlist=\['eccl.modeling_eccl'\]"):
+        AutoPeftModel.from_pretrained(two_adapters[0])
+    with pytest.raises(ValueError, match=message):
+        AutoPeftModel.from_pretrained(two_adapters[0], import_allowlist=["eccl.modeling_eccl"])
+
+
+def test_what_peft_cannot_do_with_whole_prompts_is_refused(base, two_adapters, tiny_batch):
+    model = load_adapter(two_adapters[0], adapter_name="cuhk").eval()
+    model.load_adapter(str(two_adapters[1]), adapter_name="rstp")
+    before = features(model, tiny_batch)
+    with pytest.raises(ValueError, match="adapters with prompts cannot be added up by peft: load each with"):
+        model.add_weighted_adapter(["cuhk", "rstp"], [0.5, 0.5], "mixed")
+    with pytest.raises(ValueError, match=r"one batch cannot use several adapters, .*: call set_adapter"):
+        model(**tiny_batch, adapter_names=["cuhk", "rstp", "cuhk"])
+    # The message of peft names a tensor of the prompts.
+    with pytest.raises(KeyError, match="prompt_learner"):
+        hotswap_adapter(model, str(two_adapters[1]), "cuhk")
+    # Instead of a swap: load the other adapter under a name, and make it the active one.
+    assert not torch.allclose(features(make_trained(base, 1), tiny_batch), before)
+    model.set_adapter("rstp")
+    torch.testing.assert_close(features(model, tiny_batch), features(make_trained(base, 1), tiny_batch))
+
+
+def test_unload_returns_the_model_as_it_was(base, two_adapters, tiny_batch):
+    plain = ECCLModel.from_clip(base, (32, 16), num_prompt_tokens=3, prompt_depth=2)
+    expected = features(plain, tiny_batch)
+    model = load_adapter(two_adapters[0], plain).unload()
+    assert type(model) is ECCLModel and not [name for name in model.state_dict() if "lora" in name or "save" in name]
+    torch.testing.assert_close(features(model, tiny_batch), expected)
 
 
 def test_an_adapter_that_names_no_base_needs_one(base, tiny_batch, tmp_path):
