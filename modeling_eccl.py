@@ -147,9 +147,9 @@ class ECCLVisionEmbeddings(nn.Module):
 class ECCLTextModel(CLIPTextModel):
     """The text transformer of CLIP, with prompts between the start token and the caption."""
 
-    # CLIP's model has no prompts.
+    # As in transformers' own models, `position_ids` is among the `TransformersKwargs`, too.
     @capture_outputs(tie_last_hidden_states=False)
-    def forward(  # type: ignore[override]
+    def forward(  # type: ignore[misc]
         self,
         input_ids: torch.Tensor,
         prompts: list[torch.Tensor],
@@ -221,7 +221,8 @@ class ECCLVisionModel(CLIPPreTrainedModel):
     # transformers declares `CLIPConfig` for the family.
     config: CLIPVisionConfig  # type: ignore[assignment]
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    # transformers declares the two modalities of the family.
+    input_modalities = ("image",)  # type: ignore[assignment]
     _input_embed_layer = "patch_embedding"
 
     def __init__(self, config: CLIPVisionConfig):
@@ -275,11 +276,10 @@ class ECCLVisionModel(CLIPPreTrainedModel):
 
 
 def _layer_norm(config: CLIPVisionConfig) -> nn.LayerNorm:
-    # transformers annotates that this value may be `None`, but gives each encoder a number.
-    return nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)  # type: ignore[arg-type]
+    return nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
 
-def _check_attentions(config: PreTrainedConfig, kwargs: TransformersKwargs) -> None:
+def _check_attentions(config: PreTrainedConfig, kwargs: Mapping[str, Any]) -> None:
     """Refuses a request for attention weights that the attention implementation of an encoder does not compute.
 
     transformers would return an empty tuple.
@@ -300,7 +300,7 @@ def _make_room(position_ids: torch.Tensor, num_prompt_tokens: int) -> torch.Tens
 
 
 def _encode(
-    get_features: Callable[..., BaseModelOutputWithPooling],
+    get_features: Callable[..., Any],
     inputs: torch.Tensor | None,
     chunk_size: int | None,
     kwargs: dict[str, Any],
@@ -442,8 +442,9 @@ class ECCLModel(CLIPPreTrainedModel):
     def _prompts(self, modality: str) -> list[torch.Tensor]:
         return [] if self.prompt_learner is None else self.prompt_learner(modality)
 
+    # As in transformers' own models, `position_ids` is among the `TransformersKwargs`, too: here and in `forward`.
     @can_return_tuple
-    def get_text_features(
+    def get_text_features(  # type: ignore[misc]
         self,
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
@@ -473,8 +474,8 @@ class ECCLModel(CLIPPreTrainedModel):
             ValueError: a caption has no EOT among its first `config.max_text_length` tokens; or attentions are
                 requested with another attention implementation than "eager".
         """
-        kwargs |= self._requested_outputs(kwargs)
-        output = self.text_model(input_ids, self._prompts("text"), position_ids, return_dict=True, **kwargs)
+        requested = {**kwargs, **self._requested_outputs(kwargs), "return_dict": True}
+        output = self.text_model(input_ids, self._prompts("text"), position_ids, **requested)
         output.pooler_output = self.text_projection(output.pooler_output)
         return output
 
@@ -497,8 +498,8 @@ class ECCLModel(CLIPPreTrainedModel):
             ValueError: the images have another size than `config.vision_config.image_size`; or attentions are requested
                 with another attention implementation than "eager".
         """
-        kwargs |= self._requested_outputs(kwargs)
-        output = self.vision_model(pixel_values, self._prompts("vision"), return_dict=True, **kwargs)
+        requested = {**kwargs, **self._requested_outputs(kwargs), "return_dict": True}
+        output = self.vision_model(pixel_values, self._prompts("vision"), **requested)
         output.pooler_output = self.visual_projection(output.pooler_output)
         return output
 
@@ -528,7 +529,7 @@ class ECCLModel(CLIPPreTrainedModel):
         return self.visual_projection(self.vision_model.post_layernorm(patches)).unflatten(1, self.config.grid_size)
 
     @can_return_tuple
-    def forward(
+    def forward(  # type: ignore[misc]
         self,
         input_ids: torch.Tensor | None = None,
         pixel_values: torch.Tensor | None = None,
@@ -558,9 +559,11 @@ class ECCLModel(CLIPPreTrainedModel):
         """
         if input_ids is None and pixel_values is None:
             raise ValueError("ECCLModel needs input_ids, pixel_values or both, got neither")
-        texts, images = (0 if inputs is None else len(inputs) for inputs in (input_ids, pixel_values))
-        if return_loss and texts != images:
-            raise ValueError(f"return_loss needs one image for each caption, got {texts} captions and {images} images")
+        captions, pictures = (0 if inputs is None else len(inputs) for inputs in (input_ids, pixel_values))
+        if return_loss and captions != pictures:
+            raise ValueError(
+                f"return_loss needs one image for each caption, got {captions} captions and {pictures} images"
+            )
         if embed_chunk_size and (position_ids is not None or any(self._requested_outputs(kwargs).values())):
             raise ValueError(
                 f"embed_chunk_size is {embed_chunk_size}, but hidden states, attentions and position_ids need the "
@@ -585,7 +588,7 @@ class ECCLModel(CLIPPreTrainedModel):
             vision_model_output=image_output,
         )
 
-    def _requested_outputs(self, kwargs: TransformersKwargs) -> dict:
+    def _requested_outputs(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments that request hidden states or attentions; the configuration of the whole model gives defaults.
 
         Without a default there, the configuration of each encoder decides.

@@ -3,7 +3,7 @@
 import io
 import itertools
 import types
-from collections.abc import Iterable
+from collections.abc import Iterable, Sized
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -75,14 +75,14 @@ class TextToPersonRetrievalPipeline(Pipeline):
             raise ValueError(f"images is of type {type(images).__name__}, it must be a folder or a list of images")
         embeds: list[torch.Tensor] = []
         paths: list[str | None] = []
-        size = len(images) if hasattr(images, "__len__") else None
-        bar = logging.tqdm(images, total=size, desc="indexing images", leave=False, disable=not progress)
-        read = (_read_image(image, index) for index, image in enumerate(bar))
-        while batch := list(itertools.islice(read, batch_size)):
-            pixels = self.processor(images=[image for image, _ in batch], return_tensors="pt")["pixel_values"]
-            features = self.model.get_image_features(pixels.to(self.device, self.model.dtype)).pooler_output
-            embeds.append(nn.functional.normalize(features.float(), dim=-1).cpu())
-            paths += [path for _, path in batch]
+        size = len(images) if isinstance(images, Sized) else None
+        with logging.tqdm(images, total=size, desc="indexing images", leave=False, disable=not progress) as bar:
+            read = (_read_image(image, index) for index, image in enumerate(bar))
+            while batch := list(itertools.islice(read, batch_size)):
+                pixels = self.processor(images=[image for image, _ in batch], return_tensors="pt")["pixel_values"]
+                features = self.model.get_image_features(pixels.to(self.device, self.model.dtype)).pooler_output
+                embeds.append(nn.functional.normalize(features.float(), dim=-1).cpu())
+                paths += [path for _, path in batch]
         if not embeds:
             raise ValueError("there are no images to index")
         self.image_embeds, self.paths = torch.cat(embeds), paths

@@ -4,12 +4,12 @@ import contextlib
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 from peft import LoraConfig, PeftConfig, PeftModel
 
 from ..configuration_eccl import ECCLConfig
-from ..modeling_eccl import ECCLModel, share_weights
+from ..modeling_eccl import ECCLModel, ECCLPromptLearner, share_weights
 
 TARGET_MODULES = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
 
@@ -46,10 +46,10 @@ class ECCLPeftModel(PeftModel):
 
         peft would leave the prompts of the active adapter.
         """
-        model = self.get_base_model()
+        model = cast(ECCLModel, self.get_base_model())
         prompts = model.get_submodule("prompt_learner.original_module")
-        self.base_model.unload()
-        model.prompt_learner = prompts
+        self.base_model.unload()  # type: ignore[operator]  # mypy takes it for a tensor of the module
+        model.prompt_learner = cast(ECCLPromptLearner, prompts)
         return model
 
 
@@ -123,7 +123,7 @@ def load_adapter(name: str | Path, base: ECCLModel | str | None = None, adapter_
         config = ECCLConfig.from_pretrained(name)
         base = ECCLModel.from_clip(base, config.input_size, config.num_prompt_tokens, config.prompt_depth)
     with _without_deprecations():
-        return ECCLPeftModel.from_pretrained(base, name, adapter_name=adapter_name)
+        return cast(ECCLPeftModel, ECCLPeftModel.from_pretrained(base, name, adapter_name=adapter_name))
 
 
 @contextlib.contextmanager

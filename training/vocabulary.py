@@ -32,7 +32,9 @@ def train_tokenizer(captions: Iterable[str], vocab_size: int) -> CLIPTokenizer:
     num_merges = vocab_size - len(letters) - len(_SPECIAL_TOKENS)
     merges = _learn_merges(words, num_merges)
     tokens = [*letters, *dict.fromkeys(map("".join, merges)), *_SPECIAL_TOKENS]
-    return CLIPTokenizer(vocab={token: index for index, token in enumerate(tokens)}, merges=merges)
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    # transformers annotates lines of text, and takes pairs as well.
+    return CLIPTokenizer(vocab=vocabulary, merges=merges)  # type: ignore[arg-type]
 
 
 def _count_words(captions: Iterable[str]) -> Counter[tuple[str, ...]]:
