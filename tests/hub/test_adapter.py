@@ -117,13 +117,20 @@ def test_what_peft_cannot_do_with_whole_prompts_is_refused(base, two_adapters, t
         model.add_weighted_adapter(["cuhk", "rstp"], [0.5, 0.5], "mixed")
     with pytest.raises(ValueError, match=r"one batch cannot use several adapters, .*: call set_adapter"):
         model(**tiny_batch, adapter_names=["cuhk", "rstp", "cuhk"])
-    # The message of peft names a tensor of the prompts.
+    torch.testing.assert_close(features(model, tiny_batch), before)
+
+
+def test_an_adapter_is_replaced_in_place_under_its_name(base, two_adapters, tiny_batch):
+    model = load_adapter(two_adapters[0]).eval()
+    before, expected = features(model, tiny_batch), features(make_trained(base, 1), tiny_batch)
+    assert not torch.allclose(before, expected)
+    # The message of peft's function names a tensor of the prompts; nothing is replaced.
     with pytest.raises(KeyError, match="prompt_learner"):
-        hotswap_adapter(model, str(two_adapters[1]), "cuhk")
-    # Instead of a swap: load the other adapter under a name, and make it the active one.
-    assert not torch.allclose(features(make_trained(base, 1), tiny_batch), before)
-    model.set_adapter("rstp")
-    torch.testing.assert_close(features(model, tiny_batch), features(make_trained(base, 1), tiny_batch))
+        hotswap_adapter(model, str(two_adapters[1]), "default")
+    torch.testing.assert_close(features(model, tiny_batch), before)
+    model.load_adapter(str(two_adapters[1]), adapter_name="default")
+    torch.testing.assert_close(features(model, tiny_batch), expected)
+    assert list(model.peft_config) == ["default"]
 
 
 def test_unload_returns_the_model_as_it_was(base, two_adapters, tiny_batch):
