@@ -422,7 +422,8 @@ class ECCLModel(CLIPPreTrainedModel):
         weights are stored in half precision, so that the model runs in float32 unless another `dtype` is asked for.
         """
         super().save_pretrained(save_directory, *args, **kwargs)
-        share_weights(Path(save_directory))
+        if kwargs.get("is_main_process", True):  # the process that writes
+            share_weights(Path(save_directory))
 
     def get_input_embeddings(self) -> nn.Module:
         return self.text_model.embeddings.token_embedding
