@@ -63,7 +63,7 @@ class ECCLConfig(PreTrainedConfig):
 
     def to_dict(self) -> dict:
         # `pipeline` replaces the names in `custom_pipelines` by classes, which JSON cannot hold. transformers takes the
-        # dtype for the one to compute in, and half precision, in which weights can be stored, is slow on a CPU.
+        # dtype for the one to compute in, and half precision, in which weights can be stored, is slow on many CPUs.
         return super().to_dict() | {"custom_pipelines": copy.deepcopy(_PIPELINES), "dtype": "float32"}
 
     def validate_architecture(self) -> None:
