@@ -182,6 +182,14 @@ def test_without_a_checkpoint_training_starts_from_the_beginning(backbone, bench
     assert_equal_ends(resumed, whole)
 
 
+def test_all_files_of_a_checkpoint_have_the_permissions_of_new_files(backbone, benchmark, tmp_path):
+    make_trainer(backbone, benchmark, tmp_path, **SAVING, max_steps=3).train()
+    (tmp_path / "neighbour").touch()
+    modes = {path.name: path.stat().st_mode for path in (tmp_path / "checkpoint-3").iterdir() if path.is_file()}
+    assert {OBJECTIVE_FILE, "adapter_model.safetensors", "trainer_state.json"} <= modes.keys()
+    assert set(modes.values()) == {(tmp_path / "neighbour").stat().st_mode}
+
+
 def test_a_run_that_has_taken_its_last_step_takes_no_more(backbone, benchmark, tmp_path):
     settings = {**SAVING, "max_steps": 3}
     first = make_trainer(backbone, benchmark, tmp_path, **settings)

@@ -72,6 +72,14 @@ def test_after_an_error_a_file_is_as_it_was(tmp_path, error):
         assert not old or path.read_text() == old
 
 
+def test_a_complete_file_has_the_permissions_of_a_new_file(tmp_path):
+    (tmp_path / "neighbour").touch()
+    with complete_file(tmp_path / "features.safetensors") as temporary:
+        temporary.unlink()
+        temporary.touch(mode=0o600)
+    assert (tmp_path / "features.safetensors").stat().st_mode == (tmp_path / "neighbour").stat().st_mode
+
+
 def test_a_complete_file_replaces_the_old_one(tmp_path):
     (tmp_path / "results.json").write_text("old")
     with complete_file(tmp_path / "results.json") as temporary:
