@@ -73,7 +73,7 @@ def _register() -> None:
     from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoProcessor
     from transformers.pipelines import PIPELINE_REGISTRY
 
-    from .configuration_eccl import ECCLConfig
+    from .configuration_eccl import PIPELINE_TASK, ECCLConfig
     from .modeling_eccl import ECCLModel
     from .pipeline_eccl import TextToPersonRetrievalPipeline
     from .processing_eccl import ECCLImageProcessor, ECCLProcessor
@@ -82,9 +82,8 @@ def _register() -> None:
     AutoModel.register(ECCLConfig, ECCLModel, exist_ok=True)
     AutoProcessor.register(ECCLConfig, ECCLProcessor, exist_ok=True)
     AutoImageProcessor.register(ECCLConfig, image_processor_classes={"pil": ECCLImageProcessor}, exist_ok=True)
-    task = "text-to-person-retrieval"
-    if task not in PIPELINE_REGISTRY.get_supported_tasks():
-        PIPELINE_REGISTRY.register_pipeline(task, TextToPersonRetrievalPipeline, pt_model=AutoModel)
+    if PIPELINE_TASK not in PIPELINE_REGISTRY.get_supported_tasks():
+        PIPELINE_REGISTRY.register_pipeline(PIPELINE_TASK, TextToPersonRetrievalPipeline, pt_model=AutoModel)
 
 
 __all__ = [

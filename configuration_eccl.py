@@ -8,9 +8,11 @@ from huggingface_hub.dataclasses import strict
 from transformers import CLIPTextConfig, CLIPVisionConfig, PreTrainedConfig
 from transformers.utils.peft_utils import find_adapter_config_file
 
+# The name of the task, for `transformers.pipeline`.
+PIPELINE_TASK = "text-to-person-retrieval"
 # `config.json` carries this table: `pipeline(task, model=...)` finds the pipeline's class in it.
 _PIPELINES = {
-    "text-to-person-retrieval": {"impl": "pipeline_eccl.TextToPersonRetrievalPipeline", "pt": ["AutoModel"]},
+    PIPELINE_TASK: {"impl": "pipeline_eccl.TextToPersonRetrievalPipeline", "pt": ["AutoModel"]},
 }
 # The input of the published model: 24 x 8 patches of 16 x 16 pixels.
 _IMAGE_SIZE = [384, 128]
@@ -159,4 +161,4 @@ def checkpoint_kind(name: str | PathLike[str]) -> Literal["adapter", "clip", "ec
     )
 
 
-__all__ = ["ECCLConfig", "checkpoint_kind"]
+__all__ = ["PIPELINE_TASK", "ECCLConfig", "checkpoint_kind"]
