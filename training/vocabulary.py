@@ -20,17 +20,18 @@ def train_tokenizer(captions: Iterable[str], vocab_size: int) -> CLIPTokenizer:
 
     Args:
         captions: the captions of the training split.
-        vocab_size: number of tokens: 256 bytes, the last bytes of the words, merges, and the start and end tokens. The
-            vocabulary is smaller if the captions have fewer merges, and larger if it would have no merge at all.
+        vocab_size: number of tokens: the 256 bytes within a word, the 256 bytes at its end, merges, and the start and
+            end tokens. The vocabulary is smaller if the captions have fewer merges. It has at least 514 tokens, so that
+            it represents every text.
 
     Returns:
         A tokenizer with the start and end tokens last in its vocabulary, as in CLIP's.
     """
-    words = _count_words(captions)
+    # CLIP takes an unknown token for the end token, so no byte may be unknown.
     letters = sorted(bytes_to_unicode().values())
-    letters += sorted({word[-1] for word in words})
+    letters += [letter + _END_OF_WORD for letter in letters]
     num_merges = vocab_size - len(letters) - len(_SPECIAL_TOKENS)
-    merges = _learn_merges(words, num_merges)
+    merges = _learn_merges(_count_words(captions), num_merges)
     tokens = [*letters, *dict.fromkeys(map("".join, merges)), *_SPECIAL_TOKENS]
     vocabulary = {token: index for index, token in enumerate(tokens)}
     # transformers annotates lines of text, and takes pairs as well.
