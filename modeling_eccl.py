@@ -6,8 +6,9 @@ each line, this text included, so the next line brings the pipeline along:
     from .pipeline_eccl import TextToPersonRetrievalPipeline
 """
 
+import contextlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -213,6 +214,12 @@ class ECCLTextModel(CLIPTextModel):
                 f"row {int(bad[0])} of input_ids has no end-of-text token ({self.end_token}) among its first "
                 f"{limit} tokens: truncate captions with ECCLProcessor, which keeps that token at the end"
             )
+        if not end_positions.all():
+            row = int((end_positions == 0).nonzero()[0])
+            raise ValueError(
+                f"row {row} of input_ids starts with the end-of-text token ({self.end_token}): pad captions at their "
+                "end, as ECCLProcessor does"
+            )
 
 
 class ECCLVisionModel(CLIPPreTrainedModel):
@@ -293,6 +300,16 @@ def _check_attentions(config: PreTrainedConfig, kwargs: Mapping[str, Any]) -> No
         )
 
 
+def _check_padding(attention_mask: torch.Tensor | None) -> None:
+    """Refuses a batch that is padded at the start of its captions: the feature would depend on the padding."""
+    if attention_mask is None or torch.compiler.is_compiling() or attention_mask[:, 0].all():
+        return
+    row = int((attention_mask[:, 0] == 0).nonzero()[0])
+    raise ValueError(
+        f"row {row} of attention_mask leaves out the first token: pad captions at their end, as ECCLProcessor does"
+    )
+
+
 def _make_room(position_ids: torch.Tensor, num_prompt_tokens: int) -> torch.Tensor:
     """Adds the positions of the prompts, which come after the start token, and moves the tokens behind them."""
     prompts = torch.arange(1, 1 + num_prompt_tokens, device=position_ids.device).expand(position_ids.shape[0], -1)
@@ -338,6 +355,8 @@ class ECCLModel(CLIPPreTrainedModel):
     _auto_class = "AutoModel"  # type: ignore[assignment]
     base_model_prefix = "eccl"
     _no_split_modules = ["CLIPTextEmbeddings", "CLIPEncoderLayer", "ECCLVisionEmbeddings"]
+    # Of the checkpoint that the model was loaded from.
+    _loading_problems: tuple[str, ...] = ()
 
     def __init__(self, config: ECCLConfig):
         super().__init__(config)
@@ -369,6 +388,25 @@ class ECCLModel(CLIPPreTrainedModel):
                     super()._init_weights(part)
 
     @classmethod
+    def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
+        """Loads a model as any model of transformers, which only warns about missing tensors and starts them at random.
+
+        [`~ECCLModel.require_whole_weights`] refuses such a model.
+        """
+        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        model._loading_problems = tuple(_loading_problems(info))
+        return (model, info) if output_loading_info else model
+
+    def require_whole_weights(self) -> None:
+        """Checks that the weights are the model's: complete, nothing besides, and finite.
+
+        Raises:
+            ValueError: the checkpoint lacked a tensor, had one that is not the model's or of another shape, or a tensor
+                has NaN or infinite values. The message names the tensors.
+        """
+        require_sound_weights(self, self.name_or_path or "the model", self._loading_problems)
+
+    @classmethod
     def from_clip(
         cls,
         clip: str | PreTrainedModel,
@@ -392,7 +430,8 @@ class ECCLModel(CLIPPreTrainedModel):
             A model in evaluation mode that shares no memory with `clip`.
 
         Raises:
-            ValueError: `clip` is not a CLIP, or it has prompts already, or the sizes do not fit.
+            ValueError: `clip` is not a CLIP, or it has prompts already, or the sizes do not fit, or its weights are not
+                sound (see [`load_sound_model`]).
         """
         if isinstance(clip, str):
             clip = cls._load_backbone(clip)
@@ -413,7 +452,7 @@ class ECCLModel(CLIPPreTrainedModel):
         kind = checkpoint_kind(name)
         if kind == "adapter":
             raise ValueError(f"from_clip takes a CLIP or an ECCL model without prompts, {name} is an adapter")
-        return (cls if kind == "eccl" else CLIPModel).from_pretrained(name)
+        return load_sound_model(cls if kind == "eccl" else CLIPModel, name)
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
         """Writes the weights, the configuration and the code, as any model of transformers does.
@@ -456,8 +495,8 @@ class ECCLModel(CLIPPreTrainedModel):
 
         Args:
             input_ids: `(batch, length)`, `[SOT, words.., EOT, padding..]`; the padding may be left out.
-            attention_mask: `(batch, length)`. It has no effect, because under the causal mask no token after EOT
-                reaches the feature. It is accepted so that the output of a processor can be passed as it is.
+            attention_mask: `(batch, length)`. Under the causal mask no token after EOT reaches the feature, so the mask
+                only shows whether captions are padded at their end, as they must be.
             position_ids: `(batch, length)`, the positions of the tokens, without the prompts; 0, 1, 2, ... by default.
             output_hidden_states: `True` also returns the input of the first layer and the output of each layer; a list
                 returns those of them that it numbers, and `None` for the others.
@@ -472,9 +511,10 @@ class ECCLModel(CLIPPreTrainedModel):
             `attentions`, a tuple of `(batch, heads, tokens, tokens)`; the prompts are among their tokens.
 
         Raises:
-            ValueError: a caption has no EOT among its first `config.max_text_length` tokens; or attentions are
-                requested with another attention implementation than "eager".
+            ValueError: a caption has no EOT among its first `config.max_text_length` tokens, or is padded at its start;
+                or attentions are requested with another attention implementation than "eager".
         """
+        _check_padding(attention_mask)
         requested = {**kwargs, **self._requested_outputs(kwargs), "return_dict": True}
         output = self.text_model(input_ids, self._prompts("text"), position_ids, **requested)
         output.pooler_output = self.text_projection(output.pooler_output)
@@ -545,7 +585,7 @@ class ECCLModel(CLIPPreTrainedModel):
         Args:
             input_ids: `(texts, length)`, see [`~ECCLModel.get_text_features`].
             pixel_values: `(images, channels, height, width)`, see [`~ECCLModel.get_image_features`].
-            attention_mask: `(texts, length)`. It has no effect.
+            attention_mask: `(texts, length)`. It only shows whether captions are padded at their end.
             position_ids: `(texts, length)`, see [`~ECCLModel.get_text_features`].
             return_loss: also returns the contrastive loss of CLIP; caption i belongs to image i.
             embed_chunk_size: encode this many captions and images at a time and recompute them in the backward pass, so
@@ -554,12 +594,13 @@ class ECCLModel(CLIPPreTrainedModel):
             output_hidden_states, output_attentions, return_dict: see [`~ECCLModel.get_text_features`].
 
         Raises:
-            ValueError: neither input is given; or the loss is requested without as many captions as images; or
-                attentions are requested with another attention implementation than "eager"; or hidden states,
-                attentions or positions are given together with `embed_chunk_size`.
+            ValueError: neither input is given; or captions are padded at their start; or the loss is requested without
+                as many captions as images; or attentions are requested with another attention implementation than
+                "eager"; or hidden states, attentions or positions are given together with `embed_chunk_size`.
         """
         if input_ids is None and pixel_values is None:
             raise ValueError("ECCLModel needs input_ids, pixel_values or both, got neither")
+        _check_padding(attention_mask)
         captions, pictures = (0 if inputs is None else len(inputs) for inputs in (input_ids, pixel_values))
         if return_loss and captions != pictures:
             raise ValueError(
@@ -638,6 +679,73 @@ def _grid_of_clip(clip: PreTrainedConfig) -> tuple[int, int]:
     return height // patch_size, width // patch_size
 
 
+def load_sound_model(model_class: type[PreTrainedModel], name: str, **kwargs: Any) -> Any:
+    """Loads a model of a checkpoint whose weights are complete and finite.
+
+    Args:
+        model_class: the class of the model.
+        name: local folder or Hub id of the checkpoint.
+        **kwargs: as for `from_pretrained`.
+
+    Raises:
+        ValueError: the file of the weights is damaged; a tensor is missing, is not the model's, has another shape, or
+            has NaN or infinite values. The message names the tensors.
+        OSError: there is no such folder or Hub repository, or it has no weights.
+    """
+    # Tensors of another shape are then among the problems, by name.
+    kwargs |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
+    with naming_damaged_weights(name):
+        model, info = model_class.from_pretrained(name, **kwargs)
+    require_sound_weights(model, name, _loading_problems(info))
+    return model
+
+
+@contextlib.contextmanager
+def naming_damaged_weights(name: str) -> Iterator[None]:
+    """Turns the error about a damaged file of weights, which names no file, into a `ValueError` that names `name`."""
+    try:
+        yield
+    except Exception as error:
+        # The library that reads the file is not among those that this file may import.
+        if type(error).__name__ != "SafetensorError":
+            raise
+        raise ValueError(f"the weights of {name} are damaged: {error}") from error
+
+
+def _loading_problems(info: Mapping[str, Any]) -> list[str]:
+    """Describes, in a line each, the tensors of a checkpoint that do not fit its model."""
+    # Old checkpoints of CLIP store the numbers of the positions.
+    unexpected = sorted(key for key in info["unexpected_keys"] if not key.endswith(".position_ids"))
+    mismatched = [
+        f"{key} {tuple(stored)} instead of {tuple(expected)}"
+        for key, stored, expected in sorted(info["mismatched_keys"])
+    ]
+    kinds = {"missing": sorted(info["missing_keys"]), "not of this model": unexpected, "of another shape": mismatched}
+    return [f"{kind}: {first_names(names)}" for kind, names in kinds.items() if names]
+
+
+def require_sound_weights(model: nn.Module, name: str, problems: Sequence[str] = ()) -> None:
+    """Refuses a model with problems that were found in loading it, or with values that are NaN or infinite.
+
+    Args:
+        model: weights that are not in memory (on the `meta` device) are not checked.
+        name: what the message calls the model.
+        problems: lines about its tensors.
+
+    Raises:
+        ValueError: there is a problem.
+    """
+    bad = [key for key, value in model.state_dict().items() if not value.is_meta and not value.isfinite().all()]
+    problems = [*problems, *([f"with NaN or infinite values: {first_names(bad)}"] if bad else [])]
+    if problems:
+        raise ValueError(f"the weights of {name} cannot be used; tensors {'; tensors '.join(problems)}")
+
+
+def first_names(names: Sequence[str]) -> str:
+    """Lists at most three names, and the number of the others."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3:,} more" if len(names) > 3 else "")
+
+
 def share_weights(folder: Path) -> None:
     """Gives the `.safetensors` files of a folder the permissions that any new file gets there.
 
@@ -678,4 +786,14 @@ def resize_position_grid(positions: torch.Tensor, old_grid: tuple[int, int], new
     return torch.cat([positions[:1], grid.flatten(2)[0].T.to(positions.dtype)])
 
 
-__all__ = ["ECCLModel", "ECCLOutput", "ECCLPromptLearner", "resize_position_grid", "share_weights"]
+__all__ = [
+    "ECCLModel",
+    "ECCLOutput",
+    "ECCLPromptLearner",
+    "first_names",
+    "load_sound_model",
+    "naming_damaged_weights",
+    "require_sound_weights",
+    "resize_position_grid",
+    "share_weights",
+]

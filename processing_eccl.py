@@ -1,8 +1,12 @@
 """The processor of ECCL: it turns images into pixels of a person's shape, and captions into token ids."""
 
+import functools
 import html
+import os
 import re
+import stat
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable
 from os import PathLike
 from pathlib import Path
@@ -11,9 +15,13 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image, ImageOps
 from transformers import BatchFeature, CLIPImageProcessorPil, CLIPTokenizer, PreTrainedTokenizerBase, ProcessorMixin
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 from transformers.image_utils import PILImageResampling
+from transformers.utils import logging
 
 from .configuration_eccl import ECCLConfig
+
+logger = logging.get_logger(__name__)
 
 # The replacements of CLIP's text clean-up: curly quotes, typographic ligatures and full-width forms become plain
 # characters, control characters are removed.
@@ -60,11 +68,28 @@ def _repair(match: re.Match[str]) -> str:
         return misread
 
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+# The formats of pictures that are read, by Pillow's names, and the suffixes of their files. Pillow knows more: some of
+# them start another program. An installation of Pillow may lack some of these (AVIF, for example).
+_FORMATS = {
+    "JPEG": (".jpg", ".jpeg", ".jfif"),
+    "PNG": (".png",),
+    "BMP": (".bmp",),
+    "WEBP": (".webp",),
+    "TIFF": (".tif", ".tiff"),
+    "GIF": (".gif",),
+    "AVIF": (".avif",),
+    "JPEG2000": (".jp2",),
+}
+IMAGE_SUFFIXES = tuple(suffix for suffixes in _FORMATS.values() for suffix in suffixes)
+# With Pillow's modes for a single grey channel of more than 8 bits.
+_DEEP_MODES = ("I", "F")
 
 
 def list_images(folder: str | PathLike[str]) -> list[Path]:
     """Lists the image files in a folder and all its subfolders, in the order of their paths.
+
+    Hidden files and folders (`.name`), linked folders and folders that cannot be opened are left out. A warning counts
+    everything that is left out.
 
     Args:
         folder: the folder. A file is an image if its name ends with one of `IMAGE_SUFFIXES`, in upper or lower case.
@@ -75,22 +100,45 @@ def list_images(folder: str | PathLike[str]) -> list[Path]:
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder")
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    paths: list[Path] = []
+    left_out: Counter[str] = Counter()
+
+    def count_unreadable(_: OSError) -> None:
+        left_out["unreadable folders"] += 1
+
+    for parent, subfolders, files in os.walk(folder, onerror=count_unreadable):
+        left_out["hidden folders"] += sum(name.startswith(".") for name in subfolders)
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        left_out["linked folders"] += sum(os.path.islink(os.path.join(parent, name)) for name in subfolders)
+        for name in files:
+            suffix = os.path.splitext(name)[1].lower()
+            if not name.startswith(".") and suffix in IMAGE_SUFFIXES:
+                paths.append(Path(parent, name))
+            else:
+                left_out["hidden files" if name.startswith(".") else suffix or "files without a suffix"] += 1
+    parts = ", ".join(f"{kind}: {count:,}" for kind, count in sorted(left_out.items()) if count)
     if not paths:
-        raise ValueError(f"{folder} contains no images ({', '.join(IMAGE_SUFFIXES)})")
-    return paths
+        suffixes = ", ".join(IMAGE_SUFFIXES)
+        raise ValueError(f"{folder} contains no images ({suffixes})" + (f", only {parts}" if parts else ""))
+    if parts:
+        logger.warning(f"{folder} has {len(paths):,} images; left out: {parts}")
+    return sorted(paths)
 
 
 def read_image(source: str | PathLike[str] | BinaryIO | Image.Image) -> Image.Image:
     """Reads an image as upright 8-bit RGB. Every image that the model sees is opened with it.
 
-    The EXIF orientation is applied. Pillow converts other modes to RGB; it drops an alpha channel.
+    The EXIF orientation is applied. Grey values of more than 8 bits are scaled to 8 bits: 16-bit values are divided by
+    257, float values are taken as 0 to 1, or as 0 to 255 or 0 to 65,535 if they are larger. Pillow converts other modes
+    to RGB; it drops an alpha channel.
 
     Args:
         source: a path, an open binary file, or a PIL image, which is not changed.
 
     Raises:
-        ValueError: the image cannot be read. The message names the file.
+        ValueError: the source is not a regular file, is not an image in one of the formats of `IMAGE_SUFFIXES`, is
+            damaged, has more pixels than `PIL.Image.MAX_IMAGE_PIXELS` (89 million by default), or has grey values
+            outside the range. The message names the file.
     """
     name: str | PathLike[str] = "a file without a name"
     if isinstance(source, (str, PathLike)):
@@ -98,18 +146,51 @@ def read_image(source: str | PathLike[str] | BinaryIO | Image.Image) -> Image.Im
     else:
         # A PIL image has `filename`, an open file has `name`. Both can be empty; the name of a file can be a number.
         found = getattr(source, "filename", None) or getattr(source, "name", None)
-        name = found if isinstance(found, str) else name
+        name = found if isinstance(found, (str, PathLike)) else name
     try:
         if isinstance(source, Image.Image):
-            upright = ImageOps.exif_transpose(source)
-        else:
-            with Image.open(source) as image:
-                upright = ImageOps.exif_transpose(image)
-        # Both functions copy the image: one copy is enough.
-        return upright if upright.mode == "RGB" else upright.convert("RGB")
+            return _to_rgb(source)
+        # A named pipe without a writer would block for ever.
+        if isinstance(source, (str, PathLike)) and not stat.S_ISREG(os.stat(source).st_mode):
+            raise ValueError("it is not a regular file")
+        with Image.open(source, formats=_readable_formats()) as image:
+            return _to_rgb(image)
     # On malformed files, Pillow raises errors of many types: OSError, SyntaxError, struct.error, ...
     except Exception as error:
         raise ValueError(f"{name} cannot be read as an image: {error}") from error
+
+
+@functools.cache
+def _readable_formats() -> list[str]:
+    Image.init()
+    return [name for name in _FORMATS if name in Image.OPEN]
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and image.width * image.height > limit:
+        raise ValueError(
+            f"it has {image.width} x {image.height} pixels, the limit is {limit:,} (PIL.Image.MAX_IMAGE_PIXELS)"
+        )
+    # The function copies the image: one copy is enough.
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode.startswith(_DEEP_MODES):
+        upright = _to_8_bits(upright)
+    return upright if upright.mode == "RGB" else upright.convert("RGB")
+
+
+def _to_8_bits(image: Image.Image) -> Image.Image:
+    """Scales grey values of more than 8 bits; Pillow would cut off everything above 255."""
+    values = np.asarray(image).astype(np.float64)
+    low, high = float(values.min()), float(values.max())
+    # Also false for NaN.
+    if not (low >= 0 and high <= 65535):
+        raise ValueError(f"its grey values run from {low:g} to {high:g}, they must lie between 0 and 65535")
+    if image.mode.startswith("I;16") or high > 255:
+        values = values / 257
+    elif image.mode == "F" and high <= 1:
+        values = values * 255
+    return Image.fromarray(np.rint(values).astype(np.uint8))
 
 
 class ECCLImageProcessor(CLIPImageProcessorPil):
@@ -135,13 +216,37 @@ class ECCLImageProcessor(CLIPImageProcessorPil):
             return np.asarray(read_image(image))
         return super().convert_to_rgb(image, input_data_format=input_data_format)
 
+    # The library calls it with keywords only, and passes the list as the first argument.
+    def _preprocess(self, images: list[np.ndarray], **kwargs: Any) -> BatchFeature:  # type: ignore[override]
+        if kwargs["do_rescale"]:
+            for image in images:
+                _check_values(image)
+        return super()._preprocess(images, **kwargs)
+
+
+def _check_values(image: np.ndarray) -> None:
+    """Refuses an array whose values cannot be those of an 8-bit image: they would be divided by 255 all the same."""
+    if image.dtype == np.uint8 or not image.size:
+        return
+    low, high = float(image.min()), float(image.max())
+    # Also false for NaN.
+    if not (low >= 0 and high <= 255) or (image.dtype.kind == "f" and 0 < high <= 1):
+        raise ValueError(
+            f"an image of type {image.dtype} has values from {low:g} to {high:g}, they must run from 0 to 255: convert "
+            "it to uint8, or pass do_rescale=False if its values run from 0 to 1"
+        )
+
 
 class ECCLProcessor(ProcessorMixin):
     """An image processor and a CLIP tokenizer. Captions are truncated so that the model has room for its prompts.
 
+    The end token stands only at the end of a caption, because the model reads a caption up to the first one. So the
+    processor changes its tokenizer: special tokens in a caption, such as `<|endoftext|>`, are split like other text.
+
     Args:
         image_processor: usually an [`ECCLImageProcessor`].
-        tokenizer: a CLIP tokenizer.
+        tokenizer: a CLIP tokenizer. If it writes the end token for characters that its vocabulary lacks, it is changed
+            so that it leaves these characters out, and a warning says so.
         max_text_length (`int`, defaults to 73): maximum caption length in tokens, start and end tokens included; longer
             captions are truncated.
     """
@@ -159,6 +264,8 @@ class ECCLProcessor(ProcessorMixin):
         max_text_length: int = 73,
     ):
         self.max_text_length = max_text_length
+        if tokenizer is not None:
+            _keep_end_token_at_the_end(tokenizer)
         super().__init__(image_processor, tokenizer)
 
     def to_dict(self) -> dict[str, Any]:
@@ -219,6 +326,33 @@ class ECCLProcessor(ProcessorMixin):
             if "max_length" not in kwargs.get("text_kwargs", {}):
                 kwargs.setdefault("max_length", self.max_text_length)
         return super().__call__(images=images, text=text, **kwargs)
+
+
+def _keep_end_token_at_the_end(tokenizer: PreTrainedTokenizerBase) -> None:
+    tokenizer.split_special_tokens = True
+    if tokenizer.unk_token != tokenizer.eos_token:
+        return
+    vocabulary = tokenizer.get_vocab()
+    letters = bytes_to_unicode().values()
+    model = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
+    suffix = getattr(model, "end_of_word_suffix", None) or ""
+    missing = sorted({letter + ending for letter in letters for ending in ("", suffix)} - vocabulary.keys())
+    if not missing:
+        return
+    # This file may not import the library of the class.
+    if model is None or type(model).__name__ != "BPE":
+        raise ValueError(
+            f"the tokenizer writes its end token {tokenizer.eos_token} for characters that it does not know, and the "
+            "model would stop reading there: use a tokenizer with another unk_token"
+        )
+    model.unk_token = None
+    # Words that were split before are remembered.
+    model._clear_cache()
+    some = " ".join(missing[:8])
+    logger.warning(
+        f"the tokenizer lacks {len(missing)} of the tokens for single bytes ({some}{' ...' if missing[8:] else ''}): "
+        "captions are read without these characters"
+    )
 
 
 __all__ = ["IMAGE_SUFFIXES", "ECCLImageProcessor", "ECCLProcessor", "clean_caption", "list_images", "read_image"]

@@ -8,7 +8,7 @@ import json
 import os
 import platform
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -413,14 +413,15 @@ def save_result(
     facts: Facts,
 ) -> None:
     """Writes the model with LoRA merged, its processor and its card; `adapter/` gets the trained parameters alone."""
-    card = make_model_card(facts, {result.dataset: published_rows(result.dataset) for result in facts.results})
+    published = {result.dataset: published_rows(result.dataset) for result in facts.results}
     if isinstance(model, PeftModel):
         save_adapter(model, output_dir / "adapter", arguments.init_from)
+        card = make_model_card(replace(facts, is_adapter=True), published)
         (output_dir / "adapter" / "README.md").write_text(card, encoding="utf-8")
         model = merge_lora(model)
     model.to(getattr(torch, arguments.save_dtype)).save_pretrained(output_dir)
     processor.save_pretrained(output_dir)
-    (output_dir / "README.md").write_text(card, encoding="utf-8")
+    (output_dir / "README.md").write_text(make_model_card(facts, published), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,21 +1,140 @@
 """The trained part of ECCL as an adapter of peft: LoRA matrices for both encoders, and the whole prompt learner."""
 
 import contextlib
+import hashlib
+import json
+import logging
+import os
+import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
-from peft import LoraConfig, PeftConfig, PeftModel
+import torch
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model_state_dict, load_peft_weights
+from transformers import PreTrainedConfig
 
 from ..configuration_eccl import ECCLConfig
-from ..modeling_eccl import ECCLModel, ECCLPromptLearner, share_weights
+from ..modeling_eccl import ECCLModel, ECCLPromptLearner, first_names, naming_damaged_weights, share_weights
+
+logger = logging.getLogger(__name__)
 
 TARGET_MODULES = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
+# In the `config.json` of an adapter.
+_DIGESTS_KEY = "base_weights_sha256"
+# The prompts belong to the adapter. The image positions were resized, and interpolation rounds differently elsewhere.
+_NOT_OF_THE_BASE = ("prompt_learner.", "vision_model.embeddings.position_embedding.")
+
+
+def digest_weights(model: ECCLModel) -> dict[str, str] | None:
+    """Computes SHA-256 digests of the weights that an adapter needs and does not hold.
+
+    They cover names, shapes and values of all parameters but the prompts and the image positions. The values are
+    rounded to half precision, because a base may be stored in it: `float16` and `bfloat16` have a digest each, and one
+    that agrees is enough.
+
+    Returns:
+        The digests by the name of the type; `None` if weights are not in memory.
+    """
+    digests = {dtype: hashlib.sha256() for dtype in (torch.float16, torch.bfloat16)}
+    for name, value in sorted(model.state_dict().items()):
+        if name.startswith(_NOT_OF_THE_BASE):
+            continue
+        if value.is_meta:
+            return None
+        for dtype, digest in digests.items():
+            digest.update(f"{name} {tuple(value.shape)}\n".encode())
+            # numpy has no bfloat16.
+            digest.update(value.detach().to("cpu", dtype).contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return {str(dtype).removeprefix("torch."): digest.hexdigest() for dtype, digest in digests.items()}
 
 
 class ECCLPeftModel(PeftModel):
-    """An ECCL model with adapters. It refuses what peft cannot do with adapters that hold whole prompts."""
+    """An ECCL model with adapters. It refuses what peft cannot do with adapters that hold whole prompts.
+
+    Attributes:
+        base_digests: the [`digest_weights`] of the base; saved adapters carry them. `None` if they are unknown.
+    """
+
+    def __init__(self, model: ECCLModel, *args: Any, **kwargs: Any):
+        base_digests = digest_weights(model)
+        super().__init__(model, *args, **kwargs)
+        self.base_digests = base_digests
+
+    def save_pretrained(self, save_directory: str, *args: Any, **kwargs: Any) -> None:
+        """Writes the adapters, each with a `config.json`: the shape of the model, and the digests of the base.
+
+        The first adapter (`default`) is written to the folder itself, the others to subfolders with their names.
+        """
+        super().save_pretrained(save_directory, *args, **kwargs)
+        if not kwargs.get("is_main_process", True):
+            return
+        for name in kwargs.get("selected_adapters") or list(self.peft_config):
+            folder = Path(save_directory) if name == "default" else Path(save_directory, name)
+            content = self.get_base_model().config.to_dict() | {_DIGESTS_KEY: self.base_digests}
+            text = json.dumps(content, indent=2, sort_keys=True) + "\n"
+            (folder / "config.json").write_text(text, encoding="utf-8")
+            share_weights(folder)
+
+    def load_adapter(  # type: ignore[override]  # The other arguments are peft's.
+        self, model_id: str | os.PathLike[str], adapter_name: str, *args: Any, check_base: bool = True, **kwargs: Any
+    ) -> Any:
+        """Loads an adapter, as peft does, but refuses one that is not whole, or that was trained on another base.
+
+        Args:
+            model_id: local folder or Hub id of the adapter.
+            adapter_name: the name of the adapter within the model.
+            *args, **kwargs: as for `PeftModel.load_adapter`.
+            check_base: `False` accepts another base, for example the same one in half precision.
+
+        Raises:
+            ValueError: the adapter was trained on another base; its file is damaged; or a tensor is missing, is not the
+                adapter's, has another shape, or has NaN or infinite values. The message names the tensors.
+        """
+        model_id = str(model_id)
+        hub_arguments, _ = self._split_kwargs(kwargs)
+        if check_base:
+            self._check_base(model_id, hub_arguments)
+        with naming_damaged_weights(f"the adapter {model_id}"):
+            stored = load_peft_weights(model_id, device="cpu", **hub_arguments)
+        bad = sorted(name for name, value in stored.items() if not value.isfinite().all())
+        if bad:
+            raise ValueError(f"the adapter {model_id} cannot be used; NaN or infinite values in {first_names(bad)}")
+        is_new = adapter_name not in self.peft_config
+        try:
+            result = super().load_adapter(model_id, adapter_name, *args, **kwargs)
+            self._check_tensors(model_id, adapter_name, set(stored))
+        except (ValueError, RuntimeError) as error:
+            # With the only adapter gone there would be no model left; its caller has none yet.
+            if is_new and adapter_name in self.peft_config and len(self.peft_config) > 1:
+                self.delete_adapter(adapter_name)
+            if isinstance(error, ValueError):
+                raise
+            raise ValueError(f"the adapter {model_id} does not fit the model: {error}") from error
+        return result
+
+    def _check_base(self, model_id: str, hub_arguments: dict[str, Any]) -> None:
+        try:
+            digests = PreTrainedConfig.get_config_dict(model_id, **hub_arguments)[0].get(_DIGESTS_KEY)
+        except OSError:
+            digests = None
+        if not digests or not self.base_digests:
+            logger.warning(
+                f"the adapter {model_id} cannot be compared with its base: the digest of the base's weights is unknown"
+            )
+        elif not digests.items() & self.base_digests.items():
+            raise ValueError(
+                f"the adapter {model_id} was trained on a base with other weights (the SHA-256 in its config.json is "
+                f"another one): give the base that it was trained on, or check_base=False"
+            )
+
+    def _check_tensors(self, model_id: str, adapter_name: str, stored: set[str]) -> None:
+        expected = set(get_peft_model_state_dict(self, adapter_name=adapter_name))
+        kinds = {"missing": sorted(expected - stored), "not of this adapter": sorted(stored - expected)}
+        problems = [f"{kind}: {first_names(names)}" for kind, names in kinds.items() if names]
+        if problems:
+            raise ValueError(f"the adapter {model_id} cannot be used; tensors {'; tensors '.join(problems)}")
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Calls the model with the active adapter.
@@ -86,21 +205,51 @@ def merge_lora(model: PeftModel) -> ECCLModel:
 
 
 def save_adapter(model: PeftModel, folder: str | Path, base: str | None) -> None:
-    """Writes the trained parameters (a few MB), the name of the base, and the shape of the whole model.
+    """Writes the trained parameters (a few MB), the name and the digests of the base, and the shape of the whole model.
 
     Args:
         model: a model from [`attach_lora`].
         folder: the folder that gets `adapter_config.json`, `adapter_model.safetensors` and `config.json`.
-        base: Hub id or folder of the CLIP that [`ECCLModel.from_clip`] got. With `None` the adapter names no base, and
-            [`load_adapter`] must be told it.
+        base: Hub id or folder of the CLIP that [`ECCLModel.from_clip`] got; of a folder, the absolute path is stored.
+            With `None` the adapter names no base, and [`load_adapter`] must be told it.
     """
+    if base is not None and Path(base).is_dir():
+        base = str(Path(base).resolve())
     model.peft_config[model.active_adapter].base_model_name_or_path = base
     model.save_pretrained(str(folder))
-    share_weights(Path(folder))
-    model.config.to_json_file(Path(folder) / "config.json")
 
 
-def load_adapter(name: str | Path, base: ECCLModel | str | None = None, adapter_name: str = "default") -> ECCLPeftModel:
+def is_path(base: str) -> bool:
+    """Returns whether the name of a base is a folder of this machine, or of another one, and no Hub id."""
+    return Path(base).is_dir() or re.match(r"[./~\\]|[A-Za-z]:", base) is not None
+
+
+def find_base(name: str | Path, base: str | None = None) -> str:
+    """Returns the Hub id or the folder of the base of an adapter.
+
+    Args:
+        name: folder or Hub id of the adapter.
+        base: replaces the base that the adapter names.
+
+    Raises:
+        ValueError: the adapter does not name its base, and `base` is not given.
+        FileNotFoundError: the base is a folder that does not exist.
+    """
+    base = base or PeftConfig.from_pretrained(str(name)).base_model_name_or_path
+    if not base:
+        raise ValueError(f"the adapter {name} does not name the model that it was trained on: give it as base")
+    # The Hub would be asked for a name that is no folder.
+    if is_path(base) and not Path(base).is_dir():
+        raise FileNotFoundError(f"the base of the adapter {name} is not there: {base}; give its place as base")
+    return base
+
+
+def load_adapter(
+    name: str | Path,
+    base: ECCLModel | str | None = None,
+    adapter_name: str = "default",
+    check_base: bool = True,
+) -> ECCLPeftModel:
     """Loads a saved adapter and attaches it to its base.
 
     Several adapters can share one base. The result has a method `load_adapter` that adds another adapter, and a method
@@ -111,19 +260,23 @@ def load_adapter(name: str | Path, base: ECCLModel | str | None = None, adapter_
         base: folder or Hub id of a CLIP, or a model whose prompts have the adapter's shape (the adapter replaces their
             values); by default the base that the adapter names.
         adapter_name: the name of this adapter within the model.
+        check_base: `False` accepts a base with other weights than the one that the adapter was trained on.
 
     Raises:
-        ValueError: the adapter does not name its base, and `base` is not given.
+        ValueError: the adapter does not name its base, and `base` is not given; or the base has other weights than the
+            one that the adapter was trained on; or the adapter is not whole, see [`ECCLPeftModel.load_adapter`].
+        OSError: there is no such folder or Hub repository.
     """
     name = str(name)
-    base = PeftConfig.from_pretrained(name).base_model_name_or_path if base is None else base
-    if not base:
-        raise ValueError(f"the adapter {name} does not name the model that it was trained on: give it as base")
-    if isinstance(base, str):
+    if base is None or isinstance(base, str):
         config = ECCLConfig.from_pretrained(name)
-        base = ECCLModel.from_clip(base, config.input_size, config.num_prompt_tokens, config.prompt_depth)
+        place = find_base(name, base)
+        base = ECCLModel.from_clip(place, config.input_size, config.num_prompt_tokens, config.prompt_depth)
     with _without_deprecations():
-        return cast(ECCLPeftModel, ECCLPeftModel.from_pretrained(base, name, adapter_name=adapter_name))
+        return cast(
+            ECCLPeftModel,
+            ECCLPeftModel.from_pretrained(base, name, adapter_name=adapter_name, check_base=check_base),
+        )
 
 
 @contextlib.contextmanager
@@ -150,6 +303,9 @@ __all__ = [
     "ECCLPeftModel",
     "attach_lora",
     "count_parameters",
+    "digest_weights",
+    "find_base",
+    "is_path",
     "load_adapter",
     "merge_lora",
     "save_adapter",

@@ -19,9 +19,11 @@ if TYPE_CHECKING:
     from ..configuration_eccl import ECCLConfig
     from ..modeling_eccl import ECCLModel
     from ..processing_eccl import ECCLImageProcessor, ECCLProcessor
+    from .adapter import ECCLPeftModel
     from .original_checkpoints import OriginalContent
 
 _CLIP_VOCAB_SIZE = 49408
+_ACTIVATIONS = ("quick_gelu", "gelu")
 _PEFT_NAME = re.compile(r"base_model\.model\.(vision|text)_model\.encoder\.layers\.(\d+)\.(.+)\.lora_(A|B)\..+")
 
 
@@ -29,9 +31,11 @@ def convert_checkpoint(
     path: str | Path,
     image_size: tuple[int, int] = (384, 128),
     num_prompt_tokens: int = 4,
-    prompt_depth: int = 12,
+    prompt_depth: int | None = 12,
     lora_alpha: int = 4,
     merge_lora: bool = True,
+    hidden_act: str | None = None,
+    num_attention_heads: tuple[int, int] | None = None,
 ) -> "ECCLModel | PeftModel":
     """Builds an [`ECCLModel`] from a checkpoint of the original code. The format is recognised by the keys.
 
@@ -42,11 +46,18 @@ def convert_checkpoint(
         image_size: height and width of the images in pixels. Position embeddings of a square grid of patches are
             resized to it bilinearly.
         num_prompt_tokens: number of tokens of the new prompts in each prompted layer, if the file has no prompts.
-        prompt_depth: number of layers, counted from the first, that get new prompts, if the file has no prompts.
+        prompt_depth: number of layers, counted from the first, that get new prompts, if the file has no prompts;
+            `None`: all layers of the shallower encoder, at most 12.
         lora_alpha: the value that the ECCL file was trained with; the file does not contain it. The LoRA product is
             `lora_alpha / rank * B A`. It matters only with `merge_lora=False`.
         merge_lora: `False` (only for an ECCL file) subtracts the LoRA product from the weights and returns LoRA as an
             adapter of peft. The adapter can be trained further or saved alone (a few MB).
+        hidden_act: the activation function of the encoders, `quick_gelu` or `gelu`. No file says it. By default it is
+            that of OpenAI's CLIP, from which all models of IRRA and ECCL descend; a CLIP in another precision than
+            OpenAI's own files needs this argument.
+        num_attention_heads: number of attention heads of the vision encoder, and of the text encoder; no file says it.
+            By default it is that of the published model with these sizes; a CLIP of other sizes that is not OpenAI's
+            needs this argument.
 
     Returns:
         A float32 model in evaluation mode; with `merge_lora=False` it is wrapped by peft.
@@ -54,13 +65,17 @@ def convert_checkpoint(
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file does not hold plain tensors; it has none of the three formats; a key is missing, unknown,
-            or of another shape than the other keys require; or `merge_lora` is `False` and the file has no LoRA.
+            or of another shape than the other keys require; `hidden_act` or `num_attention_heads` is needed or wrong;
+            or `merge_lora` is `False` and the file has no LoRA.
     """
     path = Path(path)
     _require_file(path)
-    from .original_checkpoints import read_checkpoint
+    if hidden_act not in (None, *_ACTIVATIONS):
+        raise ValueError(f"hidden_act is {hidden_act!r}, it must be one of {', '.join(_ACTIVATIONS)}")
+    from .original_checkpoints import EncoderFacts, read_checkpoint
 
-    content = read_checkpoint(path, image_size, num_prompt_tokens, prompt_depth)
+    facts = EncoderFacts(hidden_act, num_attention_heads)
+    content = read_checkpoint(path, image_size, num_prompt_tokens, prompt_depth, facts)
     model = content.model
     if not merge_lora:
         if not content.lora:
@@ -76,7 +91,7 @@ def _require_file(path: Path) -> None:
         raise FileNotFoundError(f"{path} is not a file" if path.exists() else f"{path} does not exist")
 
 
-def _separate_lora(content: "OriginalContent", alpha: int) -> "PeftModel":
+def _separate_lora(content: "OriginalContent", alpha: int) -> "ECCLPeftModel":
     """Subtracts the LoRA product from the weights, and gives the LoRA matrices to an adapter of peft."""
     import torch
 
@@ -95,6 +110,8 @@ def _separate_lora(content: "OriginalContent", alpha: int) -> "PeftModel":
         for name, parameter in wrapped.named_parameters():
             if match := _PEFT_NAME.fullmatch(name):
                 parameter.copy_(lora[LoraName(*match.groups())])
+    # The subtraction rounds: the base is not exactly the one that the checkpoint was trained on.
+    wrapped.base_digests = None
     return wrapped.eval()
 
 
@@ -125,8 +142,20 @@ def make_parser() -> CommandParser:
     parser.add_argument(
         "--prompt_depth",
         type=at_least(1),
-        default=12,
-        help="number of layers, counted from the first, that get the new prompts; without effect if none are added",
+        help="number of layers, counted from the first, that get the new prompts (default: all layers of the shallower "
+        "encoder, at most 12); without effect if none are added",
+    )
+    parser.add_argument(
+        "--hidden_act",
+        choices=_ACTIVATIONS,
+        help="activation function of the encoders (default: that of OpenAI's CLIP, for a file that descends from it)",
+    )
+    parser.add_argument(
+        "--num_attention_heads",
+        type=at_least(1),
+        nargs=2,
+        metavar=("VISION", "TEXT"),
+        help="number of attention heads of each encoder (default: that of the published CLIP with the same sizes)",
     )
     parser.add_argument(
         "--push_to_hub",
@@ -154,7 +183,14 @@ def main(arguments: list[str]) -> None:
     from ..processing_eccl import ECCLProcessor
 
     tokenizer = CLIPTokenizer.from_pretrained(options.tokenizer) if options.tokenizer else None
-    model = convert_checkpoint(checkpoint, tuple(options.image_size), options.num_prompt_tokens, options.prompt_depth)
+    model = convert_checkpoint(
+        checkpoint,
+        tuple(options.image_size),
+        options.num_prompt_tokens,
+        options.prompt_depth,
+        hidden_act=options.hidden_act,
+        num_attention_heads=tuple(options.num_attention_heads) if options.num_attention_heads else None,
+    )
     assert isinstance(model, ECCLModel)  # LoRA is merged.
     processor = _make_processor(model.config, tokenizer)
     card = _make_card(checkpoint, options.push_to_hub or output_dir.name, model.config)

@@ -3,13 +3,12 @@
 from os import PathLike
 
 import torch
-from peft import PeftConfig
 from transformers import CLIPTokenizer
 
 from ..configuration_eccl import checkpoint_kind
-from ..modeling_eccl import ECCLModel
+from ..modeling_eccl import ECCLModel, load_sound_model
 from ..processing_eccl import ECCLProcessor
-from .adapter import load_adapter, merge_lora
+from .adapter import find_base, load_adapter, merge_lora
 
 
 def load_model(name: str | PathLike[str], base: str | None = None) -> tuple[ECCLModel, ECCLProcessor]:
@@ -26,20 +25,21 @@ def load_model(name: str | PathLike[str], base: str | None = None) -> tuple[ECCL
         The model in float32 and evaluation mode, on the GPU if there is one, and its processor.
 
     Raises:
-        ValueError: the checkpoint is of another kind, or it is an adapter without a base.
+        ValueError: the checkpoint is of another kind; it is an adapter without a base, or with another base than the
+            one that it was trained on; or its weights are damaged, incomplete, or not finite.
         OSError: there is no such folder or Hub repository.
     """
     name = str(name)
     kind = checkpoint_kind(name)
     if kind == "adapter":
         model = merge_lora(load_adapter(name, base))
-        tokenizer = CLIPTokenizer.from_pretrained(base or PeftConfig.from_pretrained(name).base_model_name_or_path)
+        tokenizer = CLIPTokenizer.from_pretrained(find_base(name, base))
         processor = ECCLProcessor.for_model(model.config, tokenizer)
     elif kind == "clip":
         model = ECCLModel.from_clip(name, num_prompt_tokens=0)
         processor = ECCLProcessor.for_model(model.config, CLIPTokenizer.from_pretrained(name))
     else:
-        model = ECCLModel.from_pretrained(name, dtype=torch.float32)
+        model = load_sound_model(ECCLModel, name, dtype=torch.float32)
         processor = ECCLProcessor.from_pretrained(name)
     if torch.cuda.is_available():
         # mypy takes `cuda` for a plain function, because transformers decorates it.

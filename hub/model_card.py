@@ -28,6 +28,16 @@ search("a woman in a red coat with a black backpack", top_k=5)
 
 The model computes in float32, because `config.json` has `"dtype": "float32"`; the stored weights may have half the
 precision. On a GPU half precision is faster: give `dtype=torch.float16` to `pipeline` or `from_pretrained`."""
+_USE_ADAPTER = """This is an adapter: LoRA matrices and prompts, without the model that they belong to. The package `eccl`
+adds them to their base, {base}, after it has compared the base's weights with those of the training:
+
+```python
+from eccl import load_model
+
+model, processor = load_model("{name}")
+```
+
+To give the base yourself: `load_model("{name}", base=FOLDER_OR_HUB_ID)`."""
 _LICENCE = (
     "The terms of the base model and of the training data apply to the weights. The licence of the code in this "
     "repository is Apache-2.0."
@@ -125,6 +135,7 @@ class Facts:
         hardware: hardware and software of the training.
         results: figures that this program measured for the checkpoint.
         selection: how the checkpoint was selected among the epochs.
+        is_adapter: whether the checkpoint is an adapter, which is loaded in another way than a model.
     """
 
     name: str
@@ -136,6 +147,7 @@ class Facts:
     hardware: str | None = None
     results: list[Result] = field(default_factory=list)
     selection: str | None = None
+    is_adapter: bool = False
 
 
 def make_model_card(
@@ -154,7 +166,7 @@ def make_model_card(
         # The Hub makes a link from this field, and a local folder cannot be linked.
         base, base_on_hub = Path(facts.base).resolve().name, None
     data = ModelCardData(
-        library_name="transformers",
+        library_name="peft" if facts.is_adapter else "transformers",
         pipeline_tag="zero-shot-image-classification",
         language="en",
         # The terms of the base model and of the training data apply to the weights.
@@ -165,7 +177,9 @@ def make_model_card(
         model_name=facts.name if facts.results else None,
         eval_results=to_eval_results(facts.results) or None,
     )
-    sections = [f"---\n{data.to_yaml()}\n---", f"# {facts.name}", facts.method, "## Use", _USE.format(name=facts.name)]
+    use = _USE_ADAPTER if facts.is_adapter else _USE
+    sections = [f"---\n{data.to_yaml()}\n---", f"# {facts.name}", facts.method]
+    sections += ["## Use", use.format(name=facts.name, base=f"`{base}`")]
     if facts.dataset:
         sections += ["## Training", _describe_training(facts, base)]
     for result in facts.results:

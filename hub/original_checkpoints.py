@@ -61,10 +61,27 @@ _LAYER_PREFIXES = {"vision": "visual.transformer.resblocks.", "text": "transform
 
 # Keys that are ignored: the task heads of IRRA and of the methods that follow it, and three numbers in CLIP's files.
 _IRRA_HEADS = ("classifier.", "mlm_head.", "cross_", "ln_pre_t.", "ln_pre_i.", "ln_post.")
+_RDE_HEADS = ("visul_emb_layer.", "texual_emb_layer.")
 _CLIP_NUMBERS = ("input_resolution", "context_length", "vocab_size")
 _DEFAULT_LOGIT_SCALE = 2.6592
-# Each attention head of CLIP has this width in all published sizes.
+# Each attention head of OpenAI's CLIP has this width.
 _HEAD_WIDTH = 64
+# The published vision encoders of CLIP: width, layers and patch size, with the number of attention heads.
+_VISION_HEADS = {
+    (768, 12, 32): 12,
+    (768, 12, 16): 12,
+    (1024, 24, 14): 16,
+    (1280, 32, 14): 16,  # ViT-H
+    (1408, 40, 14): 16,  # ViT-g
+    (1664, 48, 14): 16,  # ViT-G
+}
+# The published text encoders of CLIP: width and layers, with the number of attention heads.
+_TEXT_HEADS = {(512, 12): 8, (640, 12): 10, (768, 12): 12, (1024, 24): 16, (1280, 32): 20}
+# Training programs save a state dict under one of these keys, and some ways to train put a prefix before each name.
+_WRAPPERS = ("model", "state_dict", "model_state_dict")
+_PREFIXES = ("module.", "_orig_mod.")
+# The largest default of `prompt_depth`: the published run prompts all 12 layers of ViT-B/16.
+_PROMPT_DEPTH = 12
 
 
 class LoraName(NamedTuple):
@@ -90,8 +107,24 @@ class OriginalContent(NamedTuple):
     lora: dict[LoraName, torch.Tensor]
 
 
+class EncoderFacts(NamedTuple):
+    """What a file does not say about its encoders; `None` where it is not known.
+
+    Attributes:
+        hidden_act: the activation function of both encoders, by transformers' name: `quick_gelu` or `gelu`.
+        num_attention_heads: number of attention heads of the vision encoder, and of the text encoder.
+    """
+
+    hidden_act: str | None = None
+    num_attention_heads: tuple[int, int] | None = None
+
+
 def read_checkpoint(
-    path: str | Path, image_size: tuple[int, int], num_prompt_tokens: int, prompt_depth: int
+    path: str | Path,
+    image_size: tuple[int, int],
+    num_prompt_tokens: int,
+    prompt_depth: int | None,
+    facts: EncoderFacts,
 ) -> OriginalContent:
     """Reads a checkpoint whose format is recognised by its keys.
 
@@ -99,18 +132,20 @@ def read_checkpoint(
         path: a file with a CLIP state dict, with `{"model": {"base_model....": ...}}` (IRRA, MLLM4Text-ReID), or with
             `{"model": {"prompt_learner....": ...}}` (ECCL).
         image_size: height and width of the images in pixels.
-        num_prompt_tokens, prompt_depth: sizes of the new prompts if the checkpoint has no prompts.
+        num_prompt_tokens, prompt_depth: sizes of the new prompts if the checkpoint has no prompts; the depth `None` is
+            the number of layers of the shallower encoder, at most 12.
+        facts: what the file does not say.
 
     Raises:
         ValueError: the file does not hold plain tensors, has none of the three formats, or has a key that is missing,
-            unknown, or of another shape than the other keys require.
+            unknown, or of another shape than the other keys require; or `facts` are needed to read it.
     """
     state = _read_state(Path(path))
     checkpoint = _Checkpoint(path, state, _recognise_format(state, path))
     prompts = _read_prompts(checkpoint) if checkpoint.to_key is _eccl_key else {}
     if prompts:
         prompt_depth, num_prompt_tokens = prompts["prompt_learner.text_prompts"].shape[:2]
-    config = _read_config(checkpoint, image_size, num_prompt_tokens, prompt_depth)
+    config = _read_config(checkpoint, image_size, num_prompt_tokens, prompt_depth, facts)
     model = ECCLModel(config)
     expected = model.state_dict()
     for name, tensor in prompts.items():
@@ -179,7 +214,7 @@ class _Checkpoint:
         if self.to_key is _clip_key:
             known = unused & set(_CLIP_NUMBERS)
         elif self.to_key is _irra_key:
-            known = {key for key in unused if key.startswith(_IRRA_HEADS)}
+            known = {key for key in unused if key.startswith((*_IRRA_HEADS, *_RDE_HEADS))}
             if known:
                 heads = ", ".join(sorted({key.split(".")[0] for key in known}))
                 logger.warning(
@@ -212,23 +247,34 @@ def _read_state(path: Path) -> dict[str, Any]:
         elif "weights_only" in str(error) or "Weights only" in str(error):
             reason = "it holds more than tensors, and code from a checkpoint is never run: save only the state dict"
         raise ValueError(f"{path} cannot be read as a file of plain tensors: {reason}") from error
-    state = content.get("model", content) if isinstance(content, dict) else content
+    state = content
+    while isinstance(state, dict) and (
+        key := next((key for key in _WRAPPERS if isinstance(state.get(key), dict)), None)
+    ):
+        state = state[key]
     if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
         raise ValueError(f"{path} holds a {type(state).__name__}, it must hold a state dict whose keys are names")
+    while state and (prefix := next((each for each in _PREFIXES if all(key.startswith(each) for key in state)), None)):
+        state = {key.removeprefix(prefix): value for key, value in state.items()}
     return state
 
 
 def _recognise_format(state: dict[str, Any], path: str | Path) -> Callable[[str], str]:
     """Returns the function that makes the keys of this file from OpenAI's names."""
-    if any(key.startswith("prompt_learner.") for key in state):
+    if "prompt_learner.ctx" in state or any(key.startswith("prompt_learner.compound_prompts_text.") for key in state):
         return _eccl_key
+    if "prompt_learner.cls_ctx" in state:
+        raise ValueError(
+            f"{path} is a checkpoint of CLIP-ReID: its prompts belong to the persons of its training set, so it cannot "
+            "search by sentences and is not converted"
+        )
     if any(key.startswith("base_model.") for key in state):
         return _irra_key
     if any(key.startswith("visual.") for key in state):
         return _clip_key
     raise ValueError(
-        f"{path} is neither a CLIP, an IRRA nor an ECCL checkpoint: no key starts with visual., base_model. or "
-        f"prompt_learner.; its first keys are {', '.join(list(state)[:5]) or 'none'}"
+        f"{path} is neither a CLIP, an IRRA nor an ECCL checkpoint: no key starts with visual. or base_model., "
+        f"and there is no prompt_learner.ctx; its first keys are {', '.join(list(state)[:5]) or 'none'}"
     )
 
 
@@ -252,13 +298,19 @@ def _eccl_key(openai_name: str) -> str:
 
 
 def _read_config(
-    checkpoint: _Checkpoint, image_size: tuple[int, int], num_prompt_tokens: int, prompt_depth: int
+    checkpoint: _Checkpoint,
+    image_size: tuple[int, int],
+    num_prompt_tokens: int,
+    prompt_depth: int | None,
+    facts: EncoderFacts,
 ) -> ECCLConfig:
     """Reads the sizes of the model from the shapes in the checkpoint."""
     vocab_size, text_width = checkpoint.get("token_embedding.weight", 2).shape
     vision_width, channels, patch_size, _ = checkpoint.get("visual.conv1.weight", 4).shape
     projection_dim = checkpoint.get("visual.proj", 2).shape[1]
-    text = _read_encoder_sizes(checkpoint, "text", text_width) | {
+    hidden_act = facts.hidden_act or _known_activation(checkpoint)
+    text = _read_encoder_sizes(checkpoint, "text", text_width, 0, facts) | {
+        "hidden_act": hidden_act,
         "projection_dim": projection_dim,
         "vocab_size": vocab_size,
         "max_position_embeddings": len(checkpoint.get("positional_embedding", 2)),
@@ -267,12 +319,15 @@ def _read_config(
         "eos_token_id": vocab_size - 1,
         "pad_token_id": vocab_size - 1,
     }
-    vision = _read_encoder_sizes(checkpoint, "vision", vision_width) | {
+    vision = _read_encoder_sizes(checkpoint, "vision", vision_width, patch_size, facts) | {
+        "hidden_act": hidden_act,
         "projection_dim": projection_dim,
         "num_channels": channels,
         "image_size": list(image_size),
         "patch_size": patch_size,
     }
+    if prompt_depth is None:
+        prompt_depth = min(_PROMPT_DEPTH, text["num_hidden_layers"], vision["num_hidden_layers"])
     logit_scale = float(checkpoint.get("logit_scale", 0)) if "logit_scale" in checkpoint else _DEFAULT_LOGIT_SCALE
     try:
         return ECCLConfig(
@@ -287,24 +342,64 @@ def _read_config(
         raise ValueError(f"{checkpoint.path}: {error.__cause__ or error}") from error
 
 
-def _read_encoder_sizes(checkpoint: _Checkpoint, encoder: str, width: int) -> dict[str, Any]:
+def _is_openais(checkpoint: _Checkpoint) -> bool:
+    """Returns whether the weights descend from OpenAI's CLIP, with its activation and its heads.
+
+    IRRA and ECCL start from it. Of the files with OpenAI's names alone, its own are in half precision.
+    """
+    if checkpoint.to_key is not _clip_key:
+        return True
+    weight = checkpoint.state.get("visual.conv1.weight")
+    return isinstance(weight, torch.Tensor) and weight.dtype == torch.float16
+
+
+def _known_activation(checkpoint: _Checkpoint) -> str:
+    if _is_openais(checkpoint):
+        return "quick_gelu"
+    raise ValueError(
+        f"{checkpoint.path} does not say which activation function its layers have, and it is none of OpenAI's files, "
+        "which are in half precision: give --hidden_act quick_gelu (for the models of OpenAI) or gelu (for those that "
+        "open_clip trained)"
+    )
+
+
+def _read_encoder_sizes(
+    checkpoint: _Checkpoint, encoder: str, width: int, patch_size: int, facts: EncoderFacts
+) -> dict[str, Any]:
     """Reads the sizes of the layers of an encoder, `text` or `vision`, that is `width` wide."""
     prefix = checkpoint.to_key(_LAYER_PREFIXES[encoder])
     pattern = re.compile(re.escape(prefix) + r"(\d+)\.")
     layers = {int(match[1]) for match in map(pattern.match, checkpoint.state) if match}
     if not layers:
         raise ValueError(f"{checkpoint.path}: the {encoder} encoder has no layers, no key starts with {prefix}0.")
+    num_layers = max(layers) + 1
     hidden = checkpoint.get(f"{_LAYER_PREFIXES[encoder]}0.mlp.c_fc.weight", 2).shape[0]
-    if width % _HEAD_WIDTH:
+    if encoder == "vision":
+        heads = _VISION_HEADS.get((width, num_layers, patch_size))
+    else:
+        heads = _TEXT_HEADS.get((width, num_layers))
+    if facts.num_attention_heads:
+        heads = facts.num_attention_heads[("vision", "text").index(encoder)]
+    elif heads is None and not _is_openais(checkpoint):
+        raise ValueError(
+            f"{checkpoint.path}: the {encoder} encoder, {width} wide with {num_layers} layers, is not a published one, "
+            "and the file does not say how many attention heads it has: give --num_attention_heads VISION TEXT"
+        )
+    elif heads is None and width % _HEAD_WIDTH:
         raise ValueError(
             f"{checkpoint.path}: the {encoder} encoder is {width} wide, it must be a multiple of {_HEAD_WIDTH}, the "
-            "width of each attention head of CLIP"
+            "width of each attention head of OpenAI's CLIP"
+        )
+    heads = heads or width // _HEAD_WIDTH
+    if heads < 1 or width % heads:
+        raise ValueError(
+            f"num_attention_heads is {heads} for the {encoder} encoder, it must divide the encoder's width of {width}"
         )
     return {
         "hidden_size": width,
         "intermediate_size": hidden,
-        "num_hidden_layers": max(layers) + 1,
-        "num_attention_heads": width // _HEAD_WIDTH,
+        "num_hidden_layers": num_layers,
+        "num_attention_heads": heads,
     }
 
 
@@ -394,4 +489,4 @@ def _read_lora(checkpoint: _Checkpoint, config: ECCLConfig) -> dict[LoraName, to
     return matrices
 
 
-__all__ = ["LoraName", "OriginalContent", "read_checkpoint"]
+__all__ = ["EncoderFacts", "LoraName", "OriginalContent", "read_checkpoint"]

@@ -39,7 +39,21 @@ def kind_of(folder: Path) -> Literal["model", "dataset", "space"]:
     missing = sorted(needed - files)
     if missing:
         raise ValueError(f"{folder} is incomplete, these files are missing: {', '.join(missing)}")
+    if "adapter_config.json" in files and (base := _local_base(folder)):
+        raise ValueError(
+            f"{folder} names the folder {base} as its base, which nobody else has: publish the base first, then write "
+            'its name on the Hub into adapter_config.json as "base_model_name_or_path"'
+        )
     return kind
+
+
+def _local_base(adapter: Path) -> str | None:
+    """Returns the base of an adapter if it is a folder of a machine; `None` if it is a Hub id, or is not named."""
+    # Imported here, because the module needs torch.
+    from .adapter import is_path
+
+    base = _read_json(adapter / "adapter_config.json").get("base_model_name_or_path")
+    return base if base and is_path(base) else None
 
 
 def _files_of_model(folder: Path) -> set[str]:
@@ -80,6 +94,10 @@ def publish(folder: str | Path, name: str, private: bool = False, message: str |
     """
     folder = Path(folder)
     kind = kind_of(folder)
+    left_out = list(_NOT_PUBLISHED)
+    if (folder / "adapter" / "adapter_config.json").is_file() and (base := _local_base(folder / "adapter")):
+        say(f"{folder}/adapter is not published: its base is the folder {base}, which nobody else has")
+        left_out.append("adapter/**")
     # Imported here, so that --help and a wrong folder answer at once.
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
@@ -95,7 +113,7 @@ def publish(folder: str | Path, name: str, private: bool = False, message: str |
             repo_type=kind,
             folder_path=folder,
             commit_message=message or f"Upload of a {kind}",
-            ignore_patterns=_NOT_PUBLISHED,
+            ignore_patterns=left_out,
         )
     except (HfHubHTTPError, transport_error, ConnectionError) as error:
         # Some errors of the HTTP library have no message.
