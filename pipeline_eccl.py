@@ -2,8 +2,9 @@
 
 import io
 import itertools
+import numbers
 import types
-from collections.abc import Iterable, Sized
+from collections.abc import Iterable, Iterator, Sized
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ from transformers import Pipeline
 from transformers.utils import logging
 
 from .modeling_eccl import ECCLModel
-from .processing_eccl import ECCLProcessor, list_images, read_image
+from .processing_eccl import ECCLProcessor, clean_caption, list_images, read_image
+
+logger = logging.get_logger(__name__)
 
 
 class TextToPersonRetrievalPipeline(Pipeline):
@@ -32,6 +35,12 @@ class TextToPersonRetrievalPipeline(Pipeline):
         model, processor: an `ECCLModel` and its `ECCLProcessor`.
         top_k (`int`, defaults to 10): number of images that the pipeline finds for a sentence.
         **kwargs: the arguments of any pipeline: `device`, `dtype`, `batch_size`, ...
+
+    Attributes:
+        skipped: for each image that [`index`] has skipped, a line with its name and the reason.
+
+    Raises:
+        ValueError: the weights of the model are incomplete or not finite; the message names the tensors.
     """
 
     model: ECCLModel
@@ -45,11 +54,17 @@ class TextToPersonRetrievalPipeline(Pipeline):
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
+        # A model that is not whole would find images, but the wrong ones.
+        self.model.require_whole_weights()
         self.image_embeds: torch.Tensor | None = None
         self.paths: list[str | None] = []
+        self.positions: list[int] = []
+        self.skipped: list[str] = []
 
     @torch.no_grad()
-    def index(self, images: Any, batch_size: int = 64, progress: bool = True) -> "TextToPersonRetrievalPipeline":
+    def index(
+        self, images: Any, batch_size: int = 64, progress: bool = True, on_bad_image: str = "error"
+    ) -> "TextToPersonRetrievalPipeline":
         """Encodes images, each one once. They replace the images that were indexed before.
 
         Args:
@@ -60,6 +75,8 @@ class TextToPersonRetrievalPipeline(Pipeline):
                 column gives the paths.
             batch_size: number of images in a batch.
             progress: shows a progress bar.
+            on_bad_image: `error`, or `skip` to leave unreadable images out. A warning counts them, and `skipped` lists
+                them.
 
         Returns:
             The pipeline itself.
@@ -67,25 +84,42 @@ class TextToPersonRetrievalPipeline(Pipeline):
         Raises:
             ValueError: there are no images, or an image cannot be read. The message names the image.
         """
+        _require_count("batch_size", batch_size)
+        if on_bad_image not in ("error", "skip"):
+            raise ValueError(f"on_bad_image is {on_bad_image!r}, it must be error or skip")
         if isinstance(images, (str, Path)):
             images = list_images(images)
-        if batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}, it must be at least 1")
         if not isinstance(images, Iterable):
             raise ValueError(f"images is of type {type(images).__name__}, it must be a folder or a list of images")
         embeds: list[torch.Tensor] = []
-        paths: list[str | None] = []
+        indexed: list[tuple[int, str | None]] = []
+        skipped: list[str] = []
+
+        def read(bar: Iterable[Any]) -> Iterator[tuple[Image.Image, int, str | None]]:
+            for position, image in enumerate(bar):
+                try:
+                    picture, path = _read_image(image, position)
+                except ValueError as error:
+                    if on_bad_image == "error":
+                        raise
+                    skipped.append(f"image {position}: {error}")
+                else:
+                    yield picture, position, path
+
         size = len(images) if isinstance(images, Sized) else None
         with logging.tqdm(images, total=size, desc="indexing images", leave=False, disable=not progress) as bar:
-            read = (_read_image(image, index) for index, image in enumerate(bar))
-            while batch := list(itertools.islice(read, batch_size)):
-                pixels = self.processor(images=[image for image, _ in batch], return_tensors="pt")["pixel_values"]
+            readable = read(bar)
+            while batch := list(itertools.islice(readable, batch_size)):
+                pixels = self.processor(images=[picture for picture, *_ in batch], return_tensors="pt")["pixel_values"]
                 features = self.model.get_image_features(pixels.to(self.device, self.model.dtype)).pooler_output
                 embeds.append(nn.functional.normalize(features.float(), dim=-1).cpu())
-                paths += [path for _, path in batch]
+                indexed += [(position, path) for _, position, path in batch]
+        if skipped:
+            logger.warning(f"{len(skipped)} unreadable images are left out, the first: {skipped[0]}")
         if not embeds:
-            raise ValueError("there are no images to index")
-        self.image_embeds, self.paths = torch.cat(embeds), paths
+            raise ValueError("there are no images to index" + (f": {len(skipped)} cannot be read" if skipped else ""))
+        self.image_embeds, self.skipped = torch.cat(embeds), skipped
+        self.positions, self.paths = [position for position, _ in indexed], [path for _, path in indexed]
         return self
 
     # transformers declares this method and the four hooks below with other parameters, in a form for every pipeline.
@@ -103,7 +137,7 @@ class TextToPersonRetrievalPipeline(Pipeline):
 
         Returns:
             For each sentence a list of dicts, the best image first; images with equal scores keep the order of the
-            index. A dict has `score` (cosine similarity, -1 to 1), `index` (position of the image in the index) and
+            index. A dict has `score` (cosine similarity, -1 to 1), `index` (position among the images given) and
             `path` (`None` for an image without a path). If `sentences` is one string, the result is its list alone; if
             there are no sentences, the result is empty. For a generator, as with any pipeline, the result is an
             iterator that reads a sentence when its result is wanted.
@@ -135,14 +169,20 @@ class TextToPersonRetrievalPipeline(Pipeline):
         return self.image_embeds
 
     def _sanitize_parameters(self, top_k: int | None = None) -> tuple[dict, dict, dict]:  # type: ignore[override]
-        if top_k is not None and top_k < 1:
-            raise ValueError(f"top_k is {top_k}, it must be at least 1")
+        if top_k is not None:
+            _require_count("top_k", top_k)
         return {}, {}, {} if top_k is None else {"top_k": top_k}
 
     def preprocess(self, sentence: str) -> dict[str, torch.Tensor]:  # type: ignore[override]
-        if not isinstance(sentence, str) or not sentence.strip():
+        if not isinstance(sentence, str) or not clean_caption(sentence).strip():
             raise ValueError(f"a query must be a sentence, not {sentence!r}")
-        return dict(self.processor(text=[sentence], return_tensors="pt"))
+        inputs = dict(self.processor(text=[sentence], return_tensors="pt"))
+        limit = self.processor.max_text_length
+        if inputs["input_ids"].shape[1] >= limit:
+            length = len(self.processor(text=sentence, truncation=False)["input_ids"])
+            if length > limit:
+                logger.warning(f"the query has {length} tokens, only the first {limit} are read: {sentence[:60]!r} ...")
+        return inputs
 
     def _forward(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:  # type: ignore[override]
         features = self.model.get_text_features(inputs["input_ids"]).pooler_output
@@ -151,7 +191,12 @@ class TextToPersonRetrievalPipeline(Pipeline):
     def postprocess(self, outputs: dict[str, torch.Tensor], top_k: int = 10) -> list[dict]:  # type: ignore[override]
         scores = self._indexed_embeds() @ outputs["text_embeds"][0]
         best = torch.sort(scores, descending=True, stable=True).indices[:top_k].tolist()
-        return [{"score": scores[index].item(), "index": index, "path": self.paths[index]} for index in best]
+        return [{"score": scores[row].item(), "index": self.positions[row], "path": self.paths[row]} for row in best]
+
+
+def _require_count(name: str, value: Any) -> None:
+    if not isinstance(value, numbers.Integral) or value < 1:
+        raise ValueError(f"{name} is {value!r}, it must be a whole number, at least 1")
 
 
 def _read_image(image: Any, index: int) -> tuple[Image.Image, str | None]:

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from PIL import Image
 from tqdm.auto import tqdm
 
 from ..utils.files import complete_file
@@ -359,6 +358,9 @@ def _check_image(record: Record, root: Path) -> _BadImage | Path:
     Returns:
         The path of the image's file with links resolved, or the reason why it cannot be used.
     """
+    # Imported here: the module needs transformers, which takes seconds.
+    from ..processing_eccl import read_image
+
     name = f"record {record['number']}: {_shorten(record['file_path'])}"
     try:
         path = Path(record["image"])
@@ -373,12 +375,12 @@ def _check_image(record: Record, root: Path) -> _BadImage | Path:
             return _BadImage(f"{name} {kind}", None)
         if not path.stat().st_size:
             return _BadImage(f"{name} is empty (0 bytes)", None)
-        with Image.open(path) as image:
-            image.load()
-    # Every error is reported. Pillow raises SyntaxError and struct.error on some damaged files; a path can be too long,
-    # and links can form a circle.
-    except Exception as error:
-        return _BadImage(f"{name} cannot be decoded: {_shorten(str(error))}", None)
+        read_image(path)
+    except ValueError as error:
+        return _BadImage(f"{name} cannot be decoded: {_shorten(str(error.__cause__ or error))}", None)
+    # A path can be too long, and links can form a circle.
+    except (OSError, RuntimeError) as error:
+        return _BadImage(f"{name} cannot be opened: {_shorten(str(error))}", None)
     return target
 
 

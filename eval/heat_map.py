@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ..processing_eccl import ECCLProcessor
 
 # Sizes of the sheet in pixels.
-_HEIGHT, _GAP, _TEXT_HEIGHT, _MIN_WIDTH = 480, 16, 30, 420
+_HEIGHT, _GAP, _MIN_WIDTH = 480, 16, 420
 
 
 def locate_phrase(sentence: str, phrase: str) -> tuple[str, int, int]:
@@ -97,13 +97,17 @@ def draw_heat_map(image: "Image.Image", scores: "torch.Tensor", title: str) -> "
     Args:
         image: any size and mode.
         scores: `(rows, columns)` of its patches.
-        title: a line above both; the lowest and the highest score are added to it.
+        title: a text above both; the lowest and the highest score are added to it.
     """
     import numpy as np
     from PIL import Image, ImageDraw
 
+    from ..processing_eccl import read_image
+    from ..utils.lettering import set_text
+
+    image = read_image(image)
     width = max(1, round(image.width * _HEIGHT / image.height))
-    picture = image.convert("RGB").resize((width, _HEIGHT))
+    picture = image.resize((width, _HEIGHT))
     low, high = scores.min(), scores.max()
     level = ((scores - low) / (high - low).clamp(min=1e-12)).numpy()
     smooth = Image.fromarray((255 * level).astype(np.uint8)).resize((width, _HEIGHT), Image.Resampling.BICUBIC)
@@ -111,11 +115,11 @@ def draw_heat_map(image: "Image.Image", scores: "torch.Tensor", title: str) -> "
     heat = level * np.array([255, 40, 0], np.float32) + (1 - level) * np.array([20, 40, 200], np.float32)
     mixed = Image.fromarray((0.45 * np.asarray(picture) + 0.55 * heat).astype(np.uint8))
     sheet_width = max(2 * width + 3 * _GAP, _MIN_WIDTH)
-    sheet = Image.new("RGB", (sheet_width, _HEIGHT + _TEXT_HEIGHT + 2 * _GAP), "white")
-    draw = ImageDraw.Draw(sheet)
-    draw.text((_GAP, _GAP // 2), f"{title}  ({low:.2f} to {high:.2f})", "black", font_size=16)
+    heading = set_text(f"{title}  ({low:.2f} to {high:.2f})", sheet_width - 2 * _GAP, font_size=16)
+    sheet = Image.new("RGB", (sheet_width, _HEIGHT + heading.height + 3 * _GAP), "white")
+    heading.draw(ImageDraw.Draw(sheet), _GAP, _GAP)
     for index, part in enumerate((picture, mixed)):
-        sheet.paste(part, (_GAP + index * (width + _GAP), _TEXT_HEIGHT + _GAP))
+        sheet.paste(part, (_GAP + index * (width + _GAP), heading.height + 2 * _GAP))
     return sheet
 
 

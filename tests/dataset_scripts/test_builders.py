@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import eccl.dataset_scripts  # noqa: F401  (registers the builders)
+from eccl import processing_eccl
 from eccl.dataset_scripts import annotations
 from eccl.dataset_scripts.base import published_differences
+from eccl.processing_eccl import read_image
 
 
 def write_records(root, records, annotation="reid_raw.json"):
@@ -218,8 +220,7 @@ def test_a_missing_folder_is_reported_once(make_raw):
 def test_the_images_of_an_unchanged_data_set_are_decoded_once(make_raw, monkeypatch, streaming, tmp_path):
     root, _ = make_raw()
     opened = []
-    real = Image.open
-    monkeypatch.setattr(annotations.Image, "open", lambda path: opened.append(path) or real(path))
+    monkeypatch.setattr(processing_eccl, "read_image", lambda path: opened.append(path) or read_image(path))
     load = lambda: load_train(root, streaming=streaming, cache_dir=str(tmp_path / "cache"))  # noqa: E731
     load()
     assert len(opened) == 6
