@@ -393,7 +393,8 @@ class ECCLModel(CLIPPreTrainedModel):
 
         [`~ECCLModel.require_whole_weights`] refuses such a model.
         """
-        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        model, info = loaded
         model._loading_problems = tuple(_loading_problems(info))
         return (model, info) if output_loading_info else model
 
@@ -695,7 +696,8 @@ def load_sound_model(model_class: type[PreTrainedModel], name: str, **kwargs: An
     # Tensors of another shape are then among the problems, by name.
     kwargs |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
     with naming_damaged_weights(name):
-        model, info = model_class.from_pretrained(name, **kwargs)
+        loaded: Any = model_class.from_pretrained(name, **kwargs)
+    model, info = loaded
     require_sound_weights(model, name, _loading_problems(info))
     return model
 

@@ -265,6 +265,7 @@ class ECCLProcessor(ProcessorMixin):
     ):
         self.max_text_length = max_text_length
         if tokenizer is not None:
+            _require_vocabulary(tokenizer, tokenizer.name_or_path or "the processor")
             _keep_end_token_at_the_end(tokenizer)
         super().__init__(image_processor, tokenizer)
 
@@ -328,6 +329,25 @@ class ECCLProcessor(ProcessorMixin):
         return super().__call__(images=images, text=text, **kwargs)
 
 
+def load_tokenizer(name: str | PathLike[str]) -> CLIPTokenizer:
+    """Loads the tokenizer of a checkpoint.
+
+    Raises:
+        ValueError: the checkpoint has no vocabulary; transformers then makes a tokenizer of the special tokens alone.
+        OSError: there is no such folder or Hub repository.
+    """
+    tokenizer = CLIPTokenizer.from_pretrained(name)
+    _require_vocabulary(tokenizer, name)
+    return tokenizer
+
+
+def _require_vocabulary(tokenizer: PreTrainedTokenizerBase, name: str | PathLike[str]) -> None:
+    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
+        raise ValueError(
+            f"the tokenizer of {name} has no vocabulary: tokenizer.json, or vocab.json with merges.txt, is missing"
+        )
+
+
 def _keep_end_token_at_the_end(tokenizer: PreTrainedTokenizerBase) -> None:
     tokenizer.split_special_tokens = True
     if tokenizer.unk_token != tokenizer.eos_token:
@@ -355,4 +375,12 @@ def _keep_end_token_at_the_end(tokenizer: PreTrainedTokenizerBase) -> None:
     )
 
 
-__all__ = ["IMAGE_SUFFIXES", "ECCLImageProcessor", "ECCLProcessor", "clean_caption", "list_images", "read_image"]
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "ECCLImageProcessor",
+    "ECCLProcessor",
+    "clean_caption",
+    "list_images",
+    "load_tokenizer",
+    "read_image",
+]

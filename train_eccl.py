@@ -24,7 +24,7 @@ import torch
 import transformers
 import yaml
 from peft import PeftModel
-from transformers import CLIPTokenizer, HfArgumentParser, set_seed
+from transformers import HfArgumentParser, set_seed
 
 from eccl.configuration_eccl import ECCLConfig, checkpoint_kind
 from eccl.dataset_scripts import BENCHMARKS
@@ -34,7 +34,7 @@ from eccl.hub.adapter import attach_lora, count_parameters, merge_lora, save_ada
 from eccl.hub.model_card import METRICS, Facts, Result, make_model_card
 from eccl.hub.publish import publish
 from eccl.modeling_eccl import ECCLModel
-from eccl.processing_eccl import ECCLProcessor
+from eccl.processing_eccl import ECCLProcessor, load_tokenizer
 from eccl.training.arguments import ECCLTrainingArguments
 from eccl.training.pairs import CaptionPairs
 from eccl.training.trainer import ECCLTrainer
@@ -70,7 +70,7 @@ _HELP_GROUPS = {
     ),
     "evaluation and checkpoints": (
         *("eval_strategy", "save_strategy", "save_total_limit", "load_best_model_at_end", "metric_for_best_model"),
-        *("resume_from_checkpoint", "logging_steps", "report_to"),
+        *("resume_from_checkpoint", "allow_changed_run", "logging_steps", "report_to"),
     ),
     "publishing": ("push_to_hub", "hub_model_id", "hub_private_repo"),
 }
@@ -288,7 +288,7 @@ def _build_from_backbone(arguments: ModelArguments, tune: str) -> tuple[ECCLMode
         prompt_depth = min(_PROMPT_DEPTH, *layers)
     num_prompt_tokens = arguments.num_prompt_tokens if tune == "lora" else 0
     model = ECCLModel.from_clip(source, (height, width), num_prompt_tokens, prompt_depth)
-    return model, ECCLProcessor.for_model(model.config, CLIPTokenizer.from_pretrained(source))
+    return model, ECCLProcessor.for_model(model.config, load_tokenizer(source))
 
 
 def _build_from_scratch(arguments: ModelArguments, train: datasets.Dataset) -> tuple[ECCLModel, ECCLProcessor]:

@@ -15,6 +15,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from ..utils.command_line import CommandParser, add_shared_option, command, say
+from ..utils.files import complete_file, require_picture_path
 from . import BENCHMARKS
 from .annotations import SplitSize
 from .base import image_paths
@@ -113,14 +114,6 @@ def _describe_images(paths: Sequence[str]) -> Iterable[str]:
         yield (f"{deep:,} images have more than 8 bits per channel: they are scaled to 8 bits when they are read")
 
 
-def _check_output(output: Path) -> None:
-    """Checks that a picture can be written, before the benchmark is read."""
-    if output.suffix.lower() not in Image.registered_extensions():
-        raise ValueError(f"--output is {output}, it must end like a picture file, for example in .png")
-    if not output.parent.is_dir():
-        raise FileNotFoundError(f"--output is {output}, but {output.parent} is not a folder")
-
-
 def make_parser() -> CommandParser:
     parser = CommandParser("python -m eccl.dataset_scripts.describe", __doc__)
     parser.add_argument("name", choices=BENCHMARKS, help="benchmark to describe")
@@ -139,15 +132,14 @@ def main(arguments: list[str]) -> None:
     options = make_parser().parse_args(arguments)
     output = Path(options.output).expanduser().absolute() if options.output else None
     if output:
-        _check_output(output)
+        require_picture_path(output)
     say(f"checking {options.name} in {options.data_dir}")
     # Imported here, so that --help and a mistake in the arguments answer at once.
-    from transformers import CLIPTokenizer
-
+    from ..processing_eccl import load_tokenizer
     from ..utils.sheets import draw_contact_sheet
     from ..utils.shipped import clip_tokenizer
 
-    tokenizer = CLIPTokenizer.from_pretrained(options.tokenizer) if options.tokenizer else clip_tokenizer()
+    tokenizer = load_tokenizer(options.tokenizer) if options.tokenizer else clip_tokenizer()
     builder = datasets.load_dataset_builder(options.name, data_dir=options.data_dir, on_bad_image=options.on_bad_image)
     builder.download_and_prepare()
     splits = builder.as_dataset()
@@ -164,7 +156,8 @@ def main(arguments: list[str]) -> None:
         print(line)
     if output:
         all_splits = datasets.concatenate_datasets(list(splits.values()))
-        draw_contact_sheet(all_splits, seed=options.seed).save(output)
+        with complete_file(output) as unfinished:
+            draw_contact_sheet(all_splits, seed=options.seed).save(unfinished)
         print(f"picture: {output}")
 
 

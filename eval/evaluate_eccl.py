@@ -118,7 +118,7 @@ def main(arguments: list[str]) -> None:
     # Imported here, so that --help and a mistake in the arguments answer at once.
     from eccl.eval.scoring import Settings, check_names, evaluate_models, load_benchmarks
 
-    check_names(options.model, options.base, options.dataset)
+    check_names(options.model, options.base, options.dataset, options.split)
     benchmarks = load_benchmarks(options.dataset, options.data_dir, options.split)
     settings = Settings(
         directions=tuple(DIRECTIONS) if options.direction == "both" else (options.direction,),

@@ -13,10 +13,12 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ..configuration_eccl import checkpoint_kind
 from ..dataset_scripts import BENCHMARKS
+from ..dataset_scripts.annotations import SPLITS
 from ..dataset_scripts.base import canonical_split, image_paths, published_differences
 from ..dataset_scripts.synthetic import LABELS_FILE
 from ..encoding_eccl import SplitEmbeddings, embed_split
@@ -107,21 +109,29 @@ def connect_processes() -> PartialState:
     return PartialState(cpu=not torch.accelerator.is_available())
 
 
-def check_names(models: Sequence[str], base: str | None, dataset_names: Sequence[str]) -> None:
-    """Checks that each benchmark exists, and that each model is a checkpoint of a known kind; loads no weights.
+def check_names(models: Sequence[str], base: str | None, dataset_names: Sequence[str], split: str) -> None:
+    """Checks that each benchmark exists, and that each model can be loaded, before the data sets are read.
 
     Raises:
-        ValueError: a name is not a benchmark, or a checkpoint is of another kind.
+        ValueError: a name is not a benchmark or a split, or a checkpoint is of another kind, or is not whole.
         OSError: a checkpoint is not there.
     """
     for name in dataset_names:
         if name not in BENCHMARKS:
             raise ValueError(f"--dataset is {name!r}, it must be one of {', '.join(BENCHMARKS)}")
+    for part in str(canonical_split(split)).split("+"):
+        if part.split("[")[0].strip() not in SPLITS:
+            raise ValueError(
+                f"--split is {split!r}, it must be {', '.join(SPLITS)}, or a part of one such as test[:100]"
+            )
     for name in [*models, *([base] if base else [])]:
         try:
             checkpoint_kind(name)
         except OSError as error:
             raise OSError(f"{name} is not the folder of a model, nor can it be read from the Hub: {error}") from error
+    for name in models:
+        # The weights take seconds, the check of a data set takes minutes.
+        load_model(name, base)
 
 
 def load_benchmarks(names: Sequence[str], data_dirs: Sequence[str], split: str) -> list[Benchmark]:
@@ -282,15 +292,25 @@ def embed_cached(
     # and would not take its part in the encoding.
     state = connect_processes()
     state.wait_for_everyone()
-    is_cached = file.is_file()
+    cached = _read_cached(file)
     state.wait_for_everyone()
-    if is_cached:
-        return SplitEmbeddings(**load_file(file))
+    if cached is not None:
+        return cached
     embeds = encode()
     if state.is_main_process:
         with complete_file(file) as unfinished:
             save_file({name: tensor.contiguous() for name, tensor in embeds._asdict().items()}, unfinished)
     return embeds
+
+
+def _read_cached(file: Path) -> SplitEmbeddings | None:
+    if not file.is_file():
+        return None
+    try:
+        return SplitEmbeddings(**load_file(file))
+    except (OSError, SafetensorError, TypeError) as error:
+        say(f"{file} cannot be read, so the split is encoded again: {error}")
+        return None
 
 
 def _cache_key(model: ECCLModel, processor: ECCLProcessor, dataset: datasets.Dataset) -> str:

@@ -55,7 +55,10 @@ class ECCLPeftModel(PeftModel):
 
     Attributes:
         base_digests: the [`digest_weights`] of the base; saved adapters carry them. `None` if they are unknown.
+        checks_base: whether [`load_adapter`] compares the base of an adapter with this model, unless told otherwise.
     """
+
+    checks_base = True
 
     def __init__(self, model: ECCLModel, *args: Any, **kwargs: Any):
         base_digests = digest_weights(model)
@@ -72,13 +75,18 @@ class ECCLPeftModel(PeftModel):
             return
         for name in kwargs.get("selected_adapters") or list(self.peft_config):
             folder = Path(save_directory) if name == "default" else Path(save_directory, name)
-            content = self.get_base_model().config.to_dict() | {_DIGESTS_KEY: self.base_digests}
+            content = cast(ECCLModel, self.get_base_model()).config.to_dict() | {_DIGESTS_KEY: self.base_digests}
             text = json.dumps(content, indent=2, sort_keys=True) + "\n"
             (folder / "config.json").write_text(text, encoding="utf-8")
             share_weights(folder)
 
-    def load_adapter(  # type: ignore[override]  # The other arguments are peft's.
-        self, model_id: str | os.PathLike[str], adapter_name: str, *args: Any, check_base: bool = True, **kwargs: Any
+    def load_adapter(
+        self,
+        model_id: str | os.PathLike[str],
+        adapter_name: str,
+        *args: Any,
+        check_base: bool | None = None,
+        **kwargs: Any,
     ) -> Any:
         """Loads an adapter, as peft does, but refuses one that is not whole, or that was trained on another base.
 
@@ -86,7 +94,7 @@ class ECCLPeftModel(PeftModel):
             model_id: local folder or Hub id of the adapter.
             adapter_name: the name of the adapter within the model.
             *args, **kwargs: as for `PeftModel.load_adapter`.
-            check_base: `False` accepts another base, for example the same one in half precision.
+            check_base: `False` accepts another base; by default the attribute `checks_base` decides.
 
         Raises:
             ValueError: the adapter was trained on another base; its file is damaged; or a tensor is missing, is not the
@@ -94,7 +102,7 @@ class ECCLPeftModel(PeftModel):
         """
         model_id = str(model_id)
         hub_arguments, _ = self._split_kwargs(kwargs)
-        if check_base:
+        if self.checks_base if check_base is None else check_base:
             self._check_base(model_id, hub_arguments)
         with naming_damaged_weights(f"the adapter {model_id}"):
             stored = load_peft_weights(model_id, device="cpu", **hub_arguments)

@@ -177,12 +177,10 @@ def main(arguments: list[str]) -> None:
 
         validate_repo_id(options.push_to_hub)
     say(f"reading {checkpoint}")
-    from transformers import CLIPTokenizer
-
     from ..modeling_eccl import ECCLModel
-    from ..processing_eccl import ECCLProcessor
+    from ..processing_eccl import ECCLProcessor, load_tokenizer
 
-    tokenizer = CLIPTokenizer.from_pretrained(options.tokenizer) if options.tokenizer else None
+    tokenizer = load_tokenizer(options.tokenizer) if options.tokenizer else None
     model = convert_checkpoint(
         checkpoint,
         tuple(options.image_size),

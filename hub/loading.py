@@ -3,11 +3,10 @@
 from os import PathLike
 
 import torch
-from transformers import CLIPTokenizer
 
 from ..configuration_eccl import checkpoint_kind
 from ..modeling_eccl import ECCLModel, load_sound_model
-from ..processing_eccl import ECCLProcessor
+from ..processing_eccl import ECCLProcessor, load_tokenizer
 from .adapter import find_base, load_adapter, merge_lora
 
 
@@ -33,11 +32,11 @@ def load_model(name: str | PathLike[str], base: str | None = None) -> tuple[ECCL
     kind = checkpoint_kind(name)
     if kind == "adapter":
         model = merge_lora(load_adapter(name, base))
-        tokenizer = CLIPTokenizer.from_pretrained(find_base(name, base))
+        tokenizer = load_tokenizer(find_base(name, base))
         processor = ECCLProcessor.for_model(model.config, tokenizer)
     elif kind == "clip":
         model = ECCLModel.from_clip(name, num_prompt_tokens=0)
-        processor = ECCLProcessor.for_model(model.config, CLIPTokenizer.from_pretrained(name))
+        processor = ECCLProcessor.for_model(model.config, load_tokenizer(name))
     else:
         model = load_sound_model(ECCLModel, name, dtype=torch.float32)
         processor = ECCLProcessor.from_pretrained(name)

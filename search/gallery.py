@@ -5,7 +5,7 @@ python -m eccl.search.gallery --model DIR --images FOLDER --query "a woman in a 
 
 from pathlib import Path
 
-from ..utils.command_line import CommandParser, add_shared_option, command, say
+from ..utils.command_line import CommandParser, add_shared_option, at_least, command, say
 from ..utils.files import complete_file, require_picture_path
 
 
@@ -14,7 +14,12 @@ def make_parser() -> CommandParser:
     add_shared_option(parser, "model")
     parser.add_argument("--images", required=True, help="folder with images, searched with all its subfolders")
     parser.add_argument("--query", required=True, help="sentence that describes a person")
-    parser.add_argument("--top_k", type=int, default=10, help="number of images to show")
+    parser.add_argument("--top_k", type=at_least(1), default=10, help="number of images to show")
+    add_shared_option(
+        parser,
+        "on_bad_image",
+        help="error: stop at an unreadable image; skip: leave unreadable images out, and name them",
+    )
     add_shared_option(parser, "batch_size")
     add_shared_option(parser, "output")
     return parser
@@ -26,10 +31,10 @@ def main(arguments: list[str]) -> None:
     output = Path(options.output) if options.output else None
     if output:
         require_picture_path(output)
+        if output.resolve().is_relative_to(Path(options.images).resolve()):
+            raise ValueError(f"--output is {output}, inside the folder of --images: the next search would find it")
     if not options.query.strip():
         raise ValueError("--query is empty: it must be a sentence")
-    if options.top_k < 1:
-        raise ValueError(f"--top_k is {options.top_k}, it must be at least 1")
     say(f"loading {options.model}")
     # Imported here, so that --help and a mistake in the arguments answer at once.
     from ..hub.loading import load_model
@@ -40,10 +45,12 @@ def main(arguments: list[str]) -> None:
     paths = list_images(options.images)
     model, processor = load_model(options.model)
     search = TextToPersonRetrievalPipeline(model=model, processor=processor, device=model.device)
-    search.index(paths, batch_size=options.batch_size)
+    search.index(paths, batch_size=options.batch_size, on_bad_image=options.on_bad_image)
+    for line in search.skipped:
+        say(f"skipped {line}")
     # A list of sentences gives a list of results for each.
     (found,) = search([options.query], top_k=options.top_k)
-    print(f'"{options.query}" among {len(paths)} images:')
+    print(f'"{options.query}" among {len(search.paths)} images:')
     for rank, match in enumerate(found, start=1):
         print(f"{rank:3}  {match['score']:.3f}  {match['path']}")
     if output:

@@ -1,13 +1,17 @@
 import html
 import io
+import logging
 import re
 
 import ftfy
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from transformers import CLIPTokenizer
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from eccl.processing_eccl import (
     IMAGE_SUFFIXES,
@@ -17,7 +21,10 @@ from eccl.processing_eccl import (
     list_images,
     read_image,
 )
+from eccl.training.vocabulary import train_tokenizer
 from helpers import clip_tokenizer, tiny_config
+
+BYTE_OF = {character: byte for byte, character in bytes_to_unicode().items()}
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +118,67 @@ def test_clean_text_does_not_change():
         "a naïve “x”".replace("“", '"').replace("”", '"'),
     ):
         assert clean_caption(caption) == caption
+
+
+# -- The end token
+
+
+def from_scratch():
+    return train_tokenizer(["a man in a red coat"], 520)
+
+
+def with_gaps():
+    """As transformers makes one: it takes characters that it did not see for the end token."""
+    return CLIPTokenizer().train_new_from_iterator(["a man in a red coat"], vocab_size=400)
+
+
+@pytest.mark.parametrize("make_tokenizer", [clip_tokenizer, from_scratch, with_gaps])
+def test_the_end_token_stands_only_at_the_end(make_tokenizer):
+    tokenizer = make_tokenizer()
+    processor = ECCLProcessor(ECCLImageProcessor(), tokenizer)
+    special = [tokenizer.bos_token_id, tokenizer.eos_token_id]
+
+    @settings(deadline=None)
+    @given(
+        st.one_of(
+            st.text(),
+            st.binary().map(lambda data: data.decode("latin-1")),
+            st.lists(st.sampled_from(["<|endoftext|>", "&lt;|endoftext|&gt;", "<|startoftext|>", "a", " ", "b7!"])).map(
+                "".join
+            ),
+        )
+    )
+    def check(caption):
+        ids = processor(text=caption)["input_ids"]
+        assert ids[0] == special[0] and ids[-1] == special[1]
+        assert not set(ids[1:-1]) & set(special)
+
+    check()
+
+
+def test_a_tokenizer_from_scratch_reads_every_character():
+    """The text comes back from the tokens: nothing is left out, and nothing is taken for another character."""
+    tokenizer = from_scratch()
+
+    @settings(deadline=None)
+    @given(st.text(st.characters(exclude_categories=["Cs"])))
+    def check(text):
+        words = tokenizer.backend_tokenizer.normalizer.normalize_str(text)
+        back = "".join(tokenizer.convert_ids_to_tokens(tokenizer(text)["input_ids"][1:-1]))
+        data = bytes(BYTE_OF[character] for character in back.replace("</w>", ""))
+        assert "".join(data.decode().split()) == "".join(words.split())
+
+    check()
+
+
+def test_characters_that_a_tokenizer_lacks_are_left_out_and_named(caplog):
+    tokenizer = with_gaps()
+    assert tokenizer("plastic")["input_ids"].count(tokenizer.eos_token_id) == 2
+    logging.getLogger("transformers").propagate = True
+    processor = ECCLProcessor(ECCLImageProcessor(), tokenizer)
+    assert re.search(r"the tokenizer lacks \d+ of the tokens for single bytes \(.*are read without these", caplog.text)
+    ids = processor(text="plastic a man")["input_ids"]
+    assert tokenizer.convert_ids_to_tokens(ids[1:-1]) == ["p", "l", "a", "s", "t", "i", "a</w>", "man</w>"]
 
 
 # -- Reading images

@@ -1,5 +1,6 @@
 """The settings of a training run, and the published schedule of the learning rates."""
 
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,6 +10,8 @@ from typing import Any, Literal
 import torch
 from accelerate import PartialState
 from transformers import TrainingArguments
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -119,6 +122,13 @@ class ECCLTrainingArguments(TrainingArguments):
             "there is none; a folder: continue from this checkpoint."
         },
     )
+    allow_changed_run: bool = field(
+        default=False,
+        metadata={
+            "help": "Resume although the data, the base, the batch size, the number of processes, the seed or the "
+            "sampler differ from those of the checkpoint, for example on a smaller cluster."
+        },
+    )
     push_to_hub: bool = field(
         default=False,
         metadata={
@@ -140,6 +150,7 @@ class ECCLTrainingArguments(TrainingArguments):
             PartialState(cpu=True, backend=self.ddp_backend, timeout=timedelta(seconds=self.ddp_timeout))
         super().__post_init__()
         self._check_objective()
+        self._check_optimisation()
         self._check_batches()
         self._check_precision()
         self._refuse_arguments_without_effect()
@@ -155,8 +166,36 @@ class ECCLTrainingArguments(TrainingArguments):
         if not any(self.loss_weights.values()):
             raise ValueError("losses: all weights are 0, so there is nothing to train")
         for name in ("tal", "identity_memory", "instance_memory"):
-            if getattr(self, f"{name}_temperature") <= 0:
+            # Written so that NaN is refused, too.
+            if not getattr(self, f"{name}_temperature") > 0:
                 raise ValueError(f"{name}_temperature is {getattr(self, f'{name}_temperature')}, it must be positive")
+        for name in ("identity_memory_momentum", "instance_memory_momentum"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, it must be between 0 and 1")
+        if not self.tal_margin >= 0:
+            raise ValueError(f"tal_margin is {self.tal_margin}, it must be at least 0")
+
+    def _check_optimisation(self) -> None:
+        for name in ("lora_rank", "lora_alpha", "per_device_train_batch_size", "per_device_eval_batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, it must be at least 1")
+        for name in ("learning_rate", "lora_learning_rate", "weight_decay", "adam_epsilon", "max_grad_norm"):
+            value = getattr(self, name)
+            if not (value >= 0 and math.isfinite(value)):
+                raise ValueError(f"{name} is {value}, it must be a number, at least 0")
+        if self.warmup_epochs < 0:
+            raise ValueError(f"warmup_epochs is {self.warmup_epochs}, it must be at least 0")
+        if self.max_steps == 0 or self.max_steps < -1:
+            raise ValueError(f"max_steps is {self.max_steps}, it must be at least 1, or -1 for --num_train_epochs")
+        if self.max_steps > 0:
+            return
+        if not (self.num_train_epochs > 0 and math.isfinite(self.num_train_epochs)):
+            raise ValueError(f"num_train_epochs is {self.num_train_epochs}, it must be more than 0")
+        if self.epoch_schedule and self.warmup_epochs > self.num_train_epochs:
+            _logger.warning(
+                f"warmup_epochs is {self.warmup_epochs}, and the run has {self.num_train_epochs:g} epochs: the "
+                "learning rates never reach their full value"
+            )
 
     def _check_batches(self) -> None:
         if self.sampler not in ("random", "identity"):

@@ -1,6 +1,7 @@
 """`ECCLTrainer`: transformers' `Trainer` with the objective of ECCL."""
 
 import copy
+import json
 import logging
 import math
 import os
@@ -20,7 +21,8 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer, TrainerCallback, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import TrainOutput
 
 from ..encoding_eccl import SplitEmbeddings, embed_split, leave_process_group
@@ -36,6 +38,7 @@ from .checkpoints import (
     mark_complete,
     on_sigterm,
 )
+from .fingerprint import RUN_FILE, describe_run, find_changes
 from .monitor import StepMonitor
 from .objective import ECCLObjective, EncodedTrainingSet, PairBatch
 from .pairs import CaptionPairs, PairCollator
@@ -102,6 +105,7 @@ class ECCLTrainer(Trainer):
         if not any(term.trains_logit_scale for term in self.objective.terms().values()):
             # DDP would wait for its gradient.
             model.logit_scale.requires_grad_(False)
+        self._run = describe_run(self.args, train_dataset.dataset, model)
         self._encoded_batches: list[EncodedBatch] = []
         self._rates: list[float] = []
         self._monitor = StepMonitor()
@@ -142,11 +146,17 @@ class ECCLTrainer(Trainer):
         """Makes the sampler of the training pairs.
 
         Raises:
-            ValueError: a batch needs more persons than the training split has.
+            ValueError: a batch needs more persons than the training split has, or more pairs and incomplete batches are
+                dropped.
         """
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         # Batch i goes to process i modulo the number of processes: this many items in a row are one global batch.
         batch_size = self.args.train_batch_size * self.args.world_size
+        if self.args.dataloader_drop_last and len(self.pairs) < batch_size:
+            raise ValueError(
+                f"dataloader_drop_last drops every batch: the training split has {len(self.pairs)} pairs, a batch has "
+                f"{batch_size}; lower per_device_train_batch_size"
+            )
         if self.args.sampler == "random":
             fills = self.args.world_size > 1 and not self.args.dataloader_drop_last
             return PairSampler(len(self.pairs), seed, batch_size if fills else 1)
@@ -233,7 +243,8 @@ class ECCLTrainer(Trainer):
                 yet, training starts from the beginning, so that one command serves for every start.
 
         Raises:
-            ValueError: the checkpoint is not complete, or was written with other losses.
+            ValueError: the checkpoint is not complete, or was written with other losses, or, unless
+                `allow_changed_run` is set, with other data, another base or other batches.
             FloatingPointError: the loss or the gradient is NaN or infinite.
             RuntimeError: a DataLoader worker has died.
             SystemExit: with status 143, after SIGTERM, once a checkpoint is written.
@@ -245,6 +256,7 @@ class ECCLTrainer(Trainer):
             if checkpoint is None:
                 self.start_objective()
             else:
+                self._check_run(Path(checkpoint))
                 self._load_objective(Path(checkpoint))
             try:
                 return super().train(checkpoint, trial, ignore_keys_for_eval)
@@ -270,6 +282,25 @@ class ECCLTrainer(Trainer):
         if problem is not None:
             raise ValueError(f"{asked} cannot be resumed from: {problem}")
         return str(asked)
+
+    def _check_run(self, checkpoint: Path) -> None:
+        """Says where the run continues, and refuses a checkpoint of another run."""
+        report = _logger.warning if self.is_world_process_zero() else lambda _: None
+        if changes := find_changes(checkpoint, self._run):
+            if not self.args.allow_changed_run:
+                raise ValueError(
+                    f"{checkpoint} was written by another run: {'; '.join(changes)}. Resume with the same data, base "
+                    "and batches, or give --allow_changed_run if you mean it"
+                )
+            report(f"{checkpoint} was written by another run, which is allowed: {'; '.join(changes)}")
+            self.model.checks_base = False
+        state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+        report(f"resuming from {checkpoint}: after step {state.global_step}, epoch {state.epoch or 0:g}")
+        if state.global_step >= state.max_steps:
+            report(
+                f"that run was finished after {state.max_steps} steps: unless it is made longer, nothing is trained, "
+                "and the final model is made again. A longer run from the start would have other learning rates"
+            )
 
     def _load_objective(self, checkpoint: Path) -> None:
         file = checkpoint / OBJECTIVE_FILE
@@ -454,6 +485,7 @@ class ECCLTrainer(Trainer):
             folder.mkdir(parents=True, exist_ok=True)
             safetensors.torch.save_file(state, folder / OBJECTIVE_FILE)
         if self.args.should_save and folder.is_dir():
+            (folder / RUN_FILE).write_text(json.dumps(self._run, indent=1), encoding="utf-8")
             share_weights(folder)
 
     def whole_model(self) -> ECCLModel | PeftModel | None:

@@ -3,6 +3,7 @@
 import argparse
 import atexit
 import functools
+import io
 import os
 import sys
 import threading
@@ -102,6 +103,10 @@ def command(main: Callable[[list[str]], None]) -> Callable[..., None]:
     @functools.wraps(main)
     def run(arguments: list[str] | None = None) -> None:
         arguments = sys.argv[1:] if arguments is None else arguments
+        for stream in (sys.stdout, sys.stderr):
+            # The name of a file need not be text in any encoding. A test may have replaced the stream.
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")
         try:
             main(arguments)
         except (ValueError, OSError) as error:

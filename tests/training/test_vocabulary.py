@@ -46,18 +46,20 @@ def test_merges_are_those_of_a_brute_force_search(words, num_merges):
 def test_the_order_of_the_captions_changes_nothing():
     words = [f"{first}{second}" for first in "abcdefgh" for second in "ijklmnop"]
     shuffled = random.Random(0).sample(words, len(words))
-    first, second = (train_tokenizer(captions, 320) for captions in (words, shuffled))
-    assert len(first) == 320 and first.get_vocab() == second.get_vocab()
+    first, second = (train_tokenizer(captions, 560) for captions in (words, shuffled))
+    assert len(first) == 560 and first.get_vocab() == second.get_vocab()
     assert first(words)["input_ids"] == second(words)["input_ids"]
 
 
 def test_the_tokenizer_is_one_of_clip(tmp_path):
-    tokenizer = train_tokenizer(CAPTIONS, 330)
+    tokenizer = train_tokenizer(CAPTIONS, 2000)
     size = len(tokenizer)
-    # As many tokens as transformers makes, and the same words are whole.
-    library = CLIPTokenizer().train_new_from_iterator(CAPTIONS, vocab_size=330)
-    assert size == len(library)
-    assert tokenizer.tokenize("a woman's red coat") == library.tokenize("a woman's red coat")
+    # As many merges as transformers makes, which knows only the last letters of these captions, and the same tokens.
+    library = CLIPTokenizer().train_new_from_iterator(CAPTIONS, vocab_size=2000)
+    last_letters = {token for token in library.get_vocab() if len(token.removesuffix("</w>")) == 1 and token[1:]}
+    assert size - 514 == len(library) - 258 - len(last_letters)
+    for caption in CAPTIONS:
+        assert tokenizer.tokenize(caption) == library.tokenize(caption)
     assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) == (size - 2, size - 1, size - 1)
     ids = tokenizer("a Woman's  coät, 2 bags")["input_ids"]
     assert ids[0] == size - 2 and ids[-1] == size - 1 and max(ids[1:-1]) < size - 2
@@ -68,4 +70,4 @@ def test_the_tokenizer_is_one_of_clip(tmp_path):
 
 def test_a_small_vocabulary_has_all_bytes_and_no_merge():
     tokenizer = train_tokenizer(CAPTIONS, 50)
-    assert len(tokenizer.tokenize("coat")) == 4 and len(tokenizer) > 256
+    assert len(tokenizer.tokenize("coat")) == 4 and len(tokenizer) == 514

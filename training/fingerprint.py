@@ -1,0 +1,80 @@
+"""What a run cannot change when it is resumed: its data, its base, its batches. Each checkpoint records it."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+
+from .arguments import ECCLTrainingArguments
+
+RUN_FILE = "run.json"
+
+
+def describe_run(args: ECCLTrainingArguments, dataset: datasets.Dataset, model: torch.nn.Module) -> dict[str, Any]:
+    """Returns what a resumed run must have in common with the run that wrote the checkpoint, by names for messages.
+
+    Args:
+        args: the arguments of the run.
+        dataset: the training split, see [`digest_split`].
+        model: the model that is trained; the base of an [`~eccl.hub.adapter.ECCLPeftModel`] is part of the result.
+    """
+    return {
+        "training data (SHA-256)": digest_split(dataset),
+        "base model (SHA-256)": getattr(model, "base_digests", None),
+        "pairs per step": args.train_batch_size * args.world_size * args.gradient_accumulation_steps,
+        "number of processes": args.world_size,
+        "seed": args.seed if args.data_seed is None else args.data_seed,
+        "sampler": args.sampler,
+    }
+
+
+def digest_split(dataset: datasets.Dataset) -> str:
+    """Computes a SHA-256 digest of the rows of a split: paths, persons, captions, and the sizes of the image files."""
+    digest = hashlib.sha256()
+    names = [name for name in ("file_path", "person_id", "captions") if name in dataset.column_names]
+    for row in dataset.select_columns(names):
+        digest.update(json.dumps(row, sort_keys=True).encode())
+    for image in dataset.cast_column("image", datasets.Image(decode=False)).select_columns("image"):
+        content, path = image["image"]["bytes"], image["image"]["path"]
+        digest.update(f"{os.path.getsize(path) if content is None else len(content)} ".encode())
+    return digest.hexdigest()
+
+
+def find_changes(checkpoint: Path, run: dict[str, Any]) -> list[str]:
+    """Compares a run with the one that wrote a checkpoint.
+
+    Args:
+        checkpoint: a complete checkpoint.
+        run: the result of [`describe_run`].
+
+    Returns:
+        A line for each difference. A checkpoint without a record is not compared.
+
+    Raises:
+        ValueError: the record is not JSON.
+    """
+    file = checkpoint / RUN_FILE
+    if not file.is_file():
+        return []
+    try:
+        recorded = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is not valid JSON: {error}") from error
+    return [
+        f"{name}: {_shorten(recorded[name])} in the checkpoint, {_shorten(value)} now"
+        for name, value in run.items()
+        if name in recorded and recorded[name] != value
+    ]
+
+
+def _shorten(value: Any) -> str:
+    if isinstance(value, dict):
+        value = next(iter(value.values()))
+    return f"{value[:12]}..." if isinstance(value, str) and len(value) > 12 else str(value)
+
+
+__all__ = ["RUN_FILE", "describe_run", "digest_split", "find_changes"]
