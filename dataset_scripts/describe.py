@@ -114,6 +114,15 @@ def _describe_images(paths: Sequence[str]) -> Iterable[str]:
         yield (f"{deep:,} images have more than 8 bits per channel: they are scaled to 8 bits when they are read")
 
 
+def _check_output(output: Path) -> None:
+    """Checks that a picture can be written, before the benchmark is read."""
+    if output.suffix.lower() not in Image.registered_extensions():
+        raise ValueError(f"--output is {output}, it must end like a picture file, for example in .png")
+    if not output.parent.is_dir():
+        raise FileNotFoundError(f"--output is {output}, but {output.parent} is not a folder")
+    require_picture_path(output)
+
+
 def make_parser() -> CommandParser:
     parser = CommandParser("python -m eccl.dataset_scripts.describe", __doc__)
     parser.add_argument("name", choices=BENCHMARKS, help="benchmark to describe")
@@ -132,7 +141,7 @@ def main(arguments: list[str]) -> None:
     options = make_parser().parse_args(arguments)
     output = Path(options.output).expanduser().absolute() if options.output else None
     if output:
-        require_picture_path(output)
+        _check_output(output)
     say(f"checking {options.name} in {options.data_dir}")
     # Imported here, so that --help and a mistake in the arguments answer at once.
     from ..processing_eccl import load_tokenizer

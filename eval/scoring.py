@@ -110,10 +110,10 @@ def connect_processes() -> PartialState:
 
 
 def check_names(models: Sequence[str], base: str | None, dataset_names: Sequence[str], split: str) -> None:
-    """Checks that each benchmark exists, and that each model can be loaded, before the data sets are read.
+    """Checks that each benchmark exists, and that each model is a checkpoint of a known kind; loads no weights.
 
     Raises:
-        ValueError: a name is not a benchmark or a split, or a checkpoint is of another kind, or is not whole.
+        ValueError: a name is not a benchmark or a split, or a checkpoint is of another kind.
         OSError: a checkpoint is not there.
     """
     for name in dataset_names:
@@ -121,17 +121,13 @@ def check_names(models: Sequence[str], base: str | None, dataset_names: Sequence
             raise ValueError(f"--dataset is {name!r}, it must be one of {', '.join(BENCHMARKS)}")
     for part in str(canonical_split(split)).split("+"):
         if part.split("[")[0].strip() not in SPLITS:
-            raise ValueError(
-                f"--split is {split!r}, it must be {', '.join(SPLITS)}, or a part of one such as test[:100]"
-            )
+            known = ", ".join(SPLITS)
+            raise ValueError(f"Unknown split in --split {split!r}: give {known}, or a part of one such as test[:100]")
     for name in [*models, *([base] if base else [])]:
         try:
             checkpoint_kind(name)
         except OSError as error:
             raise OSError(f"{name} is not the folder of a model, nor can it be read from the Hub: {error}") from error
-    for name in models:
-        # The weights take seconds, the check of a data set takes minutes.
-        load_model(name, base)
 
 
 def load_benchmarks(names: Sequence[str], data_dirs: Sequence[str], split: str) -> list[Benchmark]:
@@ -189,6 +185,10 @@ def evaluate_models(models: Sequence[str], benchmarks: Sequence[Benchmark], sett
         The whole outcome in the main process, and an empty one in the others.
     """
     state = connect_processes()
+    if len(models) > 1:
+        # A model that cannot be loaded is found before the first one is scored.
+        for name in models:
+            load_model(name, settings.base)
     evaluation = Evaluation()
     model_labels, benchmark_labels = shorten_names(models), label_benchmarks(benchmarks)
     for name in models:

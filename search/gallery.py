@@ -5,7 +5,7 @@ python -m eccl.search.gallery --model DIR --images FOLDER --query "a woman in a 
 
 from pathlib import Path
 
-from ..utils.command_line import CommandParser, add_shared_option, at_least, command, say
+from ..utils.command_line import CommandParser, add_shared_option, command, say
 from ..utils.files import complete_file, require_picture_path
 
 
@@ -14,7 +14,7 @@ def make_parser() -> CommandParser:
     add_shared_option(parser, "model")
     parser.add_argument("--images", required=True, help="folder with images, searched with all its subfolders")
     parser.add_argument("--query", required=True, help="sentence that describes a person")
-    parser.add_argument("--top_k", type=at_least(1), default=10, help="number of images to show")
+    parser.add_argument("--top_k", type=int, default=10, help="number of images to show")
     add_shared_option(
         parser,
         "on_bad_image",
@@ -35,6 +35,8 @@ def main(arguments: list[str]) -> None:
             raise ValueError(f"--output is {output}, inside the folder of --images: the next search would find it")
     if not options.query.strip():
         raise ValueError("--query is empty: it must be a sentence")
+    if options.top_k < 1:
+        raise ValueError(f"--top_k is {options.top_k}, it must be at least 1")
     say(f"loading {options.model}")
     # Imported here, so that --help and a mistake in the arguments answer at once.
     from ..hub.loading import load_model

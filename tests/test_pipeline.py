@@ -1,4 +1,5 @@
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -232,3 +233,55 @@ def test_a_checkpoint_needs_no_other_code_than_its_files(make_raw, tmp_path):
     saved = json.loads((tmp_path / "again" / "config.json").read_text())["custom_pipelines"]
     assert saved == json.loads((tmp_path / "model" / "config.json").read_text())["custom_pipelines"]
     assert saved["text-to-person-retrieval"]["pt"] == ["AutoModel"]
+
+
+@pytest.fixture
+def files(tmp_path):
+    paths = []
+    for index in range(3):
+        paths.append(tmp_path / f"{index}.png")
+        Image.new("RGB", (8, 16), (80 * index, 9, 9)).save(paths[-1])
+    return paths
+
+
+@pytest.mark.parametrize("top_k", [0, -1, 2.0, 1.5, "3", None])
+def test_top_k_is_a_whole_number(search, files, top_k):
+    search.index(files)
+    if top_k is None:
+        assert len(search("a man", top_k=top_k)) == min(10, len(files))
+        return
+    with pytest.raises(ValueError, match=r"top_k is .*, it must be a whole number, at least 1"):
+        search("a man", top_k=top_k)
+
+
+def test_a_query_that_is_cut_gives_a_warning(search, files, caplog):
+    logging.getLogger("transformers").propagate = True
+    search.index(files)
+    limit = search.processor.max_text_length
+    search("a " * (limit - 2))
+    assert not caplog.records
+    search("a " * (limit - 1))
+    assert f"the query has {limit + 1} tokens, only the first {limit} are read" in caplog.text
+
+
+@pytest.mark.parametrize("query", ["", "  ", "&nbsp;", "\x00", "\ufeff \n"])
+def test_a_query_without_a_word_is_refused(search, files, query):
+    search.index(files)
+    with pytest.raises(ValueError, match="a query must be a sentence"):
+        search(query)
+
+
+def test_images_that_cannot_be_read_are_skipped_only_if_that_is_asked_for(search, files, tmp_path, caplog):
+    logging.getLogger("transformers").propagate = True
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"bad\.png"):
+        search.index([bad, *files])
+    search.index([bad, *files], on_bad_image="skip")
+    assert search.positions == list(range(1, len(files) + 1)) and len(search.skipped) == 1
+    assert "1 unreadable images are left out, the first: image 0:" in caplog.text
+    with pytest.raises(ValueError, match="there are no images to index: 1 cannot be read"):
+        search.index([bad], on_bad_image="skip")
+    assert search.positions == list(range(1, len(files) + 1)), "a failed call leaves the index as it was"
+    with pytest.raises(ValueError, match="on_bad_image is 'ignore', it must be error or skip"):
+        search.index(files, on_bad_image="ignore")

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, features
 from transformers import CLIPTokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
@@ -322,3 +322,42 @@ def test_arguments_of_the_tokenizer_can_be_nested_or_flat(tokenizer):
     # The length that a tokenizer has stored does not count.
     tokenizer.init_kwargs["max_length"] = 77
     assert len(processor(text=caption)["input_ids"]) == 9
+
+
+def test_what_a_folder_holds_besides_images_is_said(tmp_path, caplog):
+    logging.getLogger("transformers").propagate = True
+    (tmp_path / ".hidden").mkdir()
+    for name in ("a.jpg", "._a.jpg", "notes.txt", "more.TXT", "README", ".hidden/b.jpg", "c.jfif"):
+        (tmp_path / name).touch()
+    (tmp_path / "linked").symlink_to(tmp_path, target_is_directory=True)
+    assert [path.name for path in list_images(tmp_path)] == ["a.jpg", "c.jfif"]
+    left_out = "left out: .txt: 2, files without a suffix: 1, hidden files: 1, hidden folders: 1, linked folders: 1"
+    assert f"{tmp_path} has 2 images; {left_out}" in caplog.text
+
+
+@pytest.mark.parametrize("suffix", ["gif", "jfif", "avif", "jp2", "webp", "bmp", "tiff"])
+def test_every_suffix_is_that_of_a_format_that_is_read(suffix, tmp_path, noise):
+    if suffix == "avif" and not features.check("avif"):
+        pytest.skip("this Pillow cannot write AVIF")
+    noise.save(tmp_path / f"a.{suffix}", format="JPEG" if suffix == "jfif" else None)
+    (path,) = list_images(tmp_path)
+    assert read_image(path).size == noise.size
+
+
+@pytest.mark.parametrize(
+    "image, values",
+    [
+        (np.full((8, 6, 3), 300, np.uint16), "300 to 300"),
+        (np.full((8, 6, 3), 0.5, np.float32), "0.5 to 0.5"),
+        (np.full((8, 6, 3), -1, np.int64), "-1 to -1"),
+        (np.full((8, 6, 3), np.nan, np.float32), "nan to nan"),
+        (torch.full((3, 8, 6), 0.5), "0.5 to 0.5"),
+    ],
+)
+def test_an_array_that_is_no_8_bit_image_is_refused(image, values):
+    processor = ECCLImageProcessor(size={"height": 8, "width": 6})
+    with pytest.raises(ValueError, match=f"has values from {values}, they must run from 0 to 255"):
+        processor(image)
+    twin = Image.fromarray(np.full((8, 6, 3), 51, np.uint8))
+    scaled = processor(np.full((8, 6, 3), 0.2, np.float32), do_rescale=False)["pixel_values"][0]
+    np.testing.assert_allclose(scaled, processor(twin)["pixel_values"][0], atol=1e-5)

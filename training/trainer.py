@@ -1,6 +1,7 @@
 """`ECCLTrainer`: transformers' `Trainer` with the objective of ECCL."""
 
 import copy
+import functools
 import json
 import logging
 import math
@@ -105,7 +106,6 @@ class ECCLTrainer(Trainer):
         if not any(term.trains_logit_scale for term in self.objective.terms().values()):
             # DDP would wait for its gradient.
             model.logit_scale.requires_grad_(False)
-        self._run = describe_run(self.args, train_dataset.dataset, model)
         self._encoded_batches: list[EncodedBatch] = []
         self._rates: list[float] = []
         self._monitor = StepMonitor()
@@ -282,6 +282,10 @@ class ECCLTrainer(Trainer):
         if problem is not None:
             raise ValueError(f"{asked} cannot be resumed from: {problem}")
         return str(asked)
+
+    @functools.cached_property
+    def _run(self) -> dict[str, Any]:
+        return describe_run(self.args, self.pairs.dataset, self.model)
 
     def _check_run(self, checkpoint: Path) -> None:
         """Says where the run continues, and refuses a checkpoint of another run."""

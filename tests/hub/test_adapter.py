@@ -6,6 +6,8 @@ from peft import AutoPeftModel, PeftModel
 from peft.utils.hotswap import hotswap_adapter
 
 from eccl.hub.adapter import attach_lora, load_adapter, merge_lora, save_adapter
+from eccl.hub.model_card import Facts, make_model_card
+from eccl.hub.publish import kind_of
 from eccl.modeling_eccl import ECCLModel
 from helpers import tiny_config
 
@@ -156,3 +158,89 @@ def test_an_adapter_that_names_no_base_needs_one(base, tiny_batch, tmp_path):
 def test_lora_needs_a_model_with_prompts(base):
     with pytest.raises(ValueError, match="has no prompts"):
         attach_lora(ECCLModel.from_pretrained(base))
+
+
+# -- An adapter knows its base
+
+
+@pytest.fixture
+def adapter(base, tmp_path):
+    save_adapter(make_trained(base, 1), tmp_path / "adapter", base)
+    return tmp_path / "adapter"
+
+
+@pytest.fixture
+def other_base(tmp_path):
+    """Another model of the same shape."""
+    torch.manual_seed(7)
+    ECCLModel(tiny_config(num_prompt_tokens=0)).save_pretrained(tmp_path / "other")
+    return str(tmp_path / "other")
+
+
+def test_an_adapter_is_refused_by_another_base_of_the_same_shape(adapter, base, other_base, tiny_batch, caplog):
+    with pytest.raises(ValueError, match=rf"the adapter {adapter} was trained on a base with other weights"):
+        load_adapter(adapter, other_base)
+    model = load_adapter(adapter)
+    other = load_adapter(adapter, other_base, check_base=False)
+    assert not torch.allclose(features(other, tiny_batch), features(model, tiny_batch), atol=1e-2)
+    # A second adapter, too.
+    save_adapter(make_trained(other_base, 2), adapter.parent / "second", other_base)
+    with pytest.raises(ValueError, match="second was trained on a base with other weights"):
+        model.load_adapter(adapter.parent / "second", "second")
+    assert list(model.peft_config) == ["default"] and not caplog.records
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_base_in_half_precision_is_the_same_base(adapter, base, dtype, caplog):
+    ECCLModel.from_pretrained(base).to(dtype).save_pretrained(base)
+    load_adapter(adapter)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    "name", ["text_model.encoder.layers.1.mlp.fc1.bias", "logit_scale", "visual_projection.weight"]
+)
+def test_every_weight_of_the_base_counts(adapter, base, name):
+    model = ECCLModel.from_pretrained(base)
+    with torch.no_grad():
+        model.get_parameter(name).reshape(-1)[0].add_(0.1)
+    model.save_pretrained(base)
+    with pytest.raises(ValueError, match="other weights"):
+        load_adapter(adapter)
+
+
+def test_an_adapter_without_a_digest_gives_a_warning(adapter, caplog):
+    config = json.loads((adapter / "config.json").read_text())
+    del config["base_weights_sha256"]
+    (adapter / "config.json").write_text(json.dumps(config))
+    load_adapter(adapter)
+    assert "cannot be compared with its base" in caplog.text
+
+
+def test_the_base_in_a_folder_is_stored_as_an_absolute_path(base, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_adapter(make_trained("base", 1), "adapter", "base")
+    assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["base_model_name_or_path"] == base
+    monkeypatch.chdir("/")
+    load_adapter(tmp_path / "adapter")
+
+
+def test_a_base_that_is_not_there_is_named_and_the_hub_is_not_asked(adapter, base, monkeypatch):
+    (adapter.parent / "base").rename(adapter.parent / "moved")
+    monkeypatch.setattr(ECCLModel, "from_clip", None)
+    with pytest.raises(FileNotFoundError, match=rf"the base of the adapter {adapter} is not there: {base}"):
+        load_adapter(adapter)
+
+
+def test_an_adapter_on_a_local_base_is_not_published(adapter, base):
+    with pytest.raises(ValueError, match=rf"names the folder {base} as its base.*publish the base first"):
+        kind_of(adapter)
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": "me/backbone"}))
+    assert kind_of(adapter) == "model"
+
+
+def test_the_card_of_an_adapter_says_how_it_is_loaded():
+    card = make_model_card(Facts("me/adapter", "me/base", "A method.", is_adapter=True))
+    assert 'load_model("me/adapter")' in card and "`me/base`" in card and "library_name: peft" in card
+    assert "pipeline(" not in card

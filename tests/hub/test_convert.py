@@ -10,11 +10,21 @@ import torch
 from torch.nn.functional import layer_norm, multi_head_attention_forward
 from transformers import AutoModel
 
+from eccl.configuration_eccl import ECCLConfig
 from eccl.hub import convert as convert_module
 from eccl.hub.adapter import count_parameters
 from eccl.hub.convert import convert_checkpoint
+from eccl.hub.original_checkpoints import (
+    _LAYER_NAMES,
+    _NAMES,
+    EncoderFacts,
+    _Checkpoint,
+    _clip_key,
+    _read_encoder_sizes,
+)
+from eccl.modeling_eccl import ECCLModel
 from eccl.processing_eccl import ECCLImageProcessor, ECCLProcessor
-from helpers import GOLDENS, clip_tokenizer
+from helpers import GOLDENS, clip_tokenizer, tiny_config
 
 CLIP, IRRA, ECCL = (GOLDENS / name for name in ("clip_openai.pt", "irra_pretrained.pth", "eccl_original.pth"))
 SIZE = (96, 32)
@@ -303,6 +313,128 @@ def test_a_checkpoint_without_lora_cannot_give_an_adapter():
 def test_more_prompted_layers_than_the_file_has_are_refused():
     with pytest.raises(ValueError, match=r"clip_openai.pt: prompt_depth is 12.*\(3\)"):
         convert_checkpoint(CLIP, SIZE)
+
+
+# -- What a file does not say
+
+
+def open_clip_like(hidden_act="gelu", heads=(4, 2)):
+    """A CLIP of transformers, and its weights with OpenAI's names in float32, as open_clip saves them."""
+    text, vision = CONFIG.text_config.to_dict(), CONFIG.vision_config.to_dict()
+    text |= {"hidden_act": hidden_act, "num_attention_heads": heads[1]}
+    vision |= {"hidden_act": hidden_act, "num_attention_heads": heads[0]}
+    torch.manual_seed(0)
+    model = ECCLModel(ECCLConfig(text_config=text, vision_config=vision, projection_dim=24, num_prompt_tokens=0)).eval()
+    state = {}
+    for name, tensor in model.state_dict().items():
+        layer = re.fullmatch(r"(vision|text)_model\.encoder\.layers\.(\d+)\.(.+)\.(weight|bias)", name)
+        if layer is None:
+            state[_NAMES[name]] = tensor.T if name in ("visual_projection.weight", "text_projection.weight") else tensor
+            continue
+        encoder, index, module, kind = layer.groups()
+        prefix = f"{'visual.' if encoder == 'vision' else ''}transformer.resblocks.{index}."
+        if module.startswith("self_attn.") and module != "self_attn.out_proj":
+            state.setdefault(f"{prefix}attn.in_proj_{kind}", {})["qkv".index(module[10])] = tensor
+        else:
+            state[f"{prefix}{_LAYER_NAMES[module]}{kind}"] = tensor
+    for key, value in state.items():
+        if isinstance(value, dict):
+            state[key] = torch.cat([value[part] for part in range(3)])
+    return model, state
+
+
+CONFIG = tiny_config(
+    text_config=tiny_config().text_config.to_dict() | {"hidden_size": 64, "num_hidden_layers": 3},
+    vision_config=tiny_config().vision_config.to_dict() | {"hidden_size": 80, "num_attention_heads": 4},
+)
+
+
+@torch.no_grad()
+def both_features(model):
+    torch.manual_seed(1)
+    ids = torch.tensor([[58, 3, 7, 59], [58, 9, 59, 59]])
+    images = model.get_image_features(torch.randn(2, 3, 32, 16)).pooler_output
+    return torch.cat([images, model.get_text_features(ids).pooler_output])
+
+
+@pytest.mark.parametrize("hidden_act", ["gelu", "quick_gelu"])
+def test_a_file_that_does_not_say_its_activation_and_heads_is_converted_when_it_is_told(hidden_act, tmp_path, capsys):
+    model, state = open_clip_like(hidden_act)
+    file = tmp_path / "open_clip_pytorch_model.bin"
+    torch.save(state, file)
+    for known, missing in (({}, "--hidden_act"), ({"hidden_act": "gelu"}, "--num_attention_heads")):
+        with pytest.raises(ValueError, match=f"open_clip_pytorch_model.bin.*{missing}"):
+            convert_checkpoint(file, (32, 16), 0, **known)
+    assert "--hidden_act" in refusal(capsys, file, tmp_path / "out")
+    told = convert_checkpoint(file, (32, 16), 0, hidden_act=hidden_act, num_attention_heads=(4, 2))
+    torch.testing.assert_close(both_features(told), both_features(model))
+    convert(
+        *(file, tmp_path / "out", "--hidden_act", hidden_act, "--num_attention_heads", "4", "2"),
+        *("--image_size", "32", "16"),
+    )
+    torch.testing.assert_close(both_features(ECCLModel.from_pretrained(tmp_path / "out")), both_features(model))
+    other = convert_checkpoint(file, (32, 16), 0, hidden_act=hidden_act, num_attention_heads=(2, 2))
+    assert not torch.allclose(both_features(other), both_features(model), atol=1e-4)
+    with pytest.raises(ValueError, match=r"num_attention_heads is 3 for the vision encoder, it must divide .* 80"):
+        convert_checkpoint(file, (32, 16), 0, hidden_act=hidden_act, num_attention_heads=(3, 2))
+
+
+@pytest.mark.parametrize(
+    "width, layers, patch, heads", [(768, 12, 16, 12), (1024, 24, 14, 16), (1280, 32, 14, 16), (1408, 40, 14, 16)]
+)
+def test_the_heads_of_the_published_vision_encoders_are_known(width, layers, patch, heads):
+    """The sizes are those of open_clip's model cards: ViT-B/16, ViT-L/14, ViT-H/14, ViT-g/14."""
+    state = {"visual.transformer.resblocks.0.mlp.c_fc.weight": torch.zeros(8, width)}
+    state |= {f"visual.transformer.resblocks.{index}.x": torch.zeros(1) for index in range(layers)}
+    checkpoint = _Checkpoint("file", state, _clip_key)
+    sizes = _read_encoder_sizes(checkpoint, "vision", width, patch, EncoderFacts())
+    assert (sizes["num_attention_heads"], sizes["num_hidden_layers"]) == (heads, layers)
+
+
+def test_a_depth_that_is_not_given_follows_the_file(tmp_path):
+    convert(CLIP, tmp_path / "out", "--num_prompt_tokens", "2")
+    assert ECCLModel.from_pretrained(tmp_path / "out").config.prompt_depth == 3
+
+
+# -- The forms in which people save
+
+
+@pytest.mark.parametrize("file", [CLIP, IRRA, ECCL], ids=lambda file: file.name)
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state: {"state_dict": {f"module.{key}": value for key, value in state.items()}, "epoch": 3},
+        lambda state: {"model_state_dict": state, "optimizer": {}},
+        lambda state: {"model": {f"module._orig_mod.{key}": value for key, value in state.items()}},
+        lambda state: {"state_dict": {"model": state}},
+    ],
+    ids=["module", "model_state_dict", "compiled", "nested"],
+)
+def test_a_state_dict_in_a_wrapper_is_found(file, wrap, tmp_path):
+    content = torch.load(file, weights_only=True)
+    torch.save(wrap(content.get("model", content)), tmp_path / "wrapped.pth")
+    expected, found = (
+        convert_checkpoint(path, SIZE, 2, None).state_dict() for path in (file, tmp_path / "wrapped.pth")
+    )
+    assert expected.keys() == found.keys()
+    for name, tensor in expected.items():
+        # New prompts are random.
+        assert torch.equal(tensor, found[name]) or (name.startswith("prompt_learner.") and file != ECCL)
+
+
+def test_the_heads_of_rde_are_ignored_with_a_line(tmp_path, caplog):
+    content = torch.load(IRRA, weights_only=True)
+    content["model"] |= {"visul_emb_layer.linear.weight": torch.zeros(2), "texual_emb_layer.mlp.bias": torch.zeros(2)}
+    torch.save(content, tmp_path / "rde.pth")
+    convert_checkpoint(tmp_path / "rde.pth", SIZE, 0)
+    assert "visul_emb_layer" in caplog.text and "texual_emb_layer" in caplog.text
+
+
+def test_a_file_of_clip_reid_is_not_taken_for_one_of_eccl(tmp_path):
+    state = {"prompt_learner.cls_ctx": torch.zeros(3, 4, 8), "prompt_learner.token_prefix": torch.zeros(1, 5, 8)}
+    torch.save(state | {"image_encoder.conv1.weight": torch.zeros(8, 3, 4, 4)}, tmp_path / "clip_reid.pth")
+    with pytest.raises(ValueError, match=r"clip_reid\.pth is a checkpoint of CLIP-ReID"):
+        convert_checkpoint(tmp_path / "clip_reid.pth", SIZE)
 
 
 def convert(file, output_dir, *more):

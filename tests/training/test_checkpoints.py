@@ -7,7 +7,9 @@ import threading
 
 import pytest
 import safetensors.torch
+import torch
 
+from eccl.modeling_eccl import ECCLModel
 from eccl.training.checkpoints import (
     COMPLETE_FILE,
     delete_older_checkpoints,
@@ -16,6 +18,7 @@ from eccl.training.checkpoints import (
     mark_complete,
     on_sigterm,
 )
+from eccl.training.fingerprint import RUN_FILE, find_changes
 from eccl.training.trainer import OBJECTIVE_FILE
 from helpers import PATIENCE, launch_in_background, make_trainer, wait_until
 
@@ -297,6 +300,81 @@ def test_outside_the_main_thread_signals_are_left_alone():
     thread.start()
     thread.join()
     assert seen == [before]
+
+
+# -- A checkpoint knows its run
+
+
+def changed_trainer(change, backbone, benchmark, tmp_path, **settings):
+    """A trainer for the run in `out`, with one thing changed."""
+    if change == "training data":
+        shutil.copytree(benchmark, tmp_path / "changed")
+        file = tmp_path / "changed" / "reid_raw.json"
+        file.write_text(file.read_text().replace("man", "person", 1))
+        benchmark = tmp_path / "changed"
+    elif change == "base model":
+        model = ECCLModel.from_pretrained(backbone)
+        with torch.no_grad():
+            model.text_projection.weight.mul_(1.1)
+        shutil.copytree(backbone, tmp_path / "base")
+        model.save_pretrained(tmp_path / "base")
+        backbone = tmp_path / "base"
+    elif change == "pairs per step":
+        settings |= {"per_device_train_batch_size": 2}
+    elif change == "seed":
+        settings |= {"seed": 4}
+    elif change == "sampler":
+        settings |= {"sampler": "identity"}
+    return make_trainer(backbone, benchmark, tmp_path / "out", save_strategy="epoch", **settings)
+
+
+@pytest.mark.parametrize("change", ["training data", "base model", "pairs per step", "seed", "sampler"])
+def test_a_run_is_resumed_only_as_it_was(change, backbone, benchmark, tmp_path, caplog):
+    make_trainer(backbone, benchmark, tmp_path / "out", save_strategy="epoch", num_train_epochs=1).train()
+    with pytest.raises(ValueError, match=rf"checkpoint-4 was written by another run: {change}") as error:
+        changed_trainer(change, backbone, benchmark, tmp_path).train(resume_from_checkpoint=True)
+    assert ";" not in str(error.value).split(". Resume")[0]
+    shutil.rmtree(tmp_path / "base", ignore_errors=True)
+    shutil.rmtree(tmp_path / "changed", ignore_errors=True)
+    trainer = changed_trainer(change, backbone, benchmark, tmp_path, allow_changed_run=True)
+    trainer.train(resume_from_checkpoint=True)
+    assert trainer.state.epoch == 2 and "was written by another run, which is allowed" in caplog.text
+
+
+def test_another_number_of_processes_is_another_run(backbone, benchmark, tmp_path):
+    trainer = make_trainer(backbone, benchmark, tmp_path / "out", save_strategy="epoch", num_train_epochs=1)
+    trainer.train()
+    file = tmp_path / "out" / "checkpoint-4" / RUN_FILE
+    run = json.loads(file.read_text())
+    assert find_changes(file.parent, run) == []
+    assert find_changes(file.parent, run | {"number of processes": 2}) == [
+        "number of processes: 1 in the checkpoint, 2 now"
+    ]
+
+
+def test_a_resumed_run_says_where_it_goes_on_and_keeps_its_last_checkpoint(backbone, benchmark, tmp_path, caplog):
+    """The first epoch is the best one; a longer run goes on from the last one all the same."""
+    settings = {"save_strategy": "epoch", "eval_strategy": "epoch", "load_best_model_at_end": True}
+    settings |= {"metric_for_best_model": "rank1", "save_total_limit": 1}
+
+    def train(epochs, resume):
+        trainer = make_trainer(backbone, benchmark, tmp_path / "out", num_train_epochs=epochs, **settings)
+        figures = iter([90.0, 80.0, 70.0] if not resume else [60.0])
+        score = lambda embeds, *_: {"rank1": next(figures)}  # noqa: E731
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("eccl.training.trainer.score_embeddings", score)
+            trainer.train(resume_from_checkpoint=resume)
+        return trainer
+
+    kept = lambda: sorted(path.name for path in (tmp_path / "out").glob("checkpoint-*"))  # noqa: E731
+    train(3, None)
+    assert kept() == ["checkpoint-12", "checkpoint-4"]
+    train(3, True)
+    assert kept() == ["checkpoint-12", "checkpoint-4"]
+    assert "checkpoint-12: after step 12, epoch 3" in caplog.text and "that run was finished after 12" in caplog.text
+    trainer = train(4, True)
+    assert trainer.state.global_step == 16 and trainer.state.best_metric == 90.0
+    assert kept() == ["checkpoint-16", "checkpoint-4"]
 
 
 @pytest.mark.slow
