@@ -436,6 +436,8 @@ class ECCLModel(CLIPPreTrainedModel):
         """
         if isinstance(clip, str):
             clip = cls._load_backbone(clip)
+        else:
+            require_sound_weights(clip, clip.name_or_path or "the given model", getattr(clip, "_loading_problems", ()))
         config = _config_from_clip(clip.config, image_size, num_prompt_tokens, prompt_depth)
         model = cls(config)
         weights = dict(clip.state_dict())

@@ -417,11 +417,11 @@ def save_result(
     if isinstance(model, PeftModel):
         save_adapter(model, output_dir / "adapter", arguments.init_from)
         card = make_model_card(replace(facts, is_adapter=True), published)
-        (output_dir / "adapter" / "README.md").write_text(card, encoding="utf-8")
+        (output_dir / "adapter" / "README.md").write_text(card, "utf-8", "backslashreplace")
         model = merge_lora(model)
     model.to(getattr(torch, arguments.save_dtype)).save_pretrained(output_dir)
     processor.save_pretrained(output_dir)
-    (output_dir / "README.md").write_text(make_model_card(facts, published), encoding="utf-8")
+    (output_dir / "README.md").write_text(make_model_card(facts, published), "utf-8", "backslashreplace")
 
 
 if __name__ == "__main__":

@@ -141,7 +141,8 @@ def export(builder: datasets.DatasetBuilder, output_dir: Path, shard_bytes: int 
     splits = builder.as_dataset()
     with complete_folder(output_dir) as folder:
         info = write_parquet(splits, folder, shard_bytes)
-        (folder / "README.md").write_text(make_card(builder, splits, info, builder.annotation.parent), encoding="utf-8")
+        card = make_card(builder, splits, info, builder.annotation.parent)
+        (folder / "README.md").write_text(card, "utf-8", "backslashreplace")
         if builder.config.name == _SYNTHETIC:
             draw_contact_sheet(splits["test" if "test" in splits else "train"]).save(folder / _SHEET, quality=85)
 

@@ -77,7 +77,7 @@ def write_report(folder: Path, results: Sequence[Result], report: str, summary: 
     content = summary | {"results": [asdict(result) for result in results]}
     (folder / "results.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     index = f"This block can be copied into the metadata of a model card:\n\n```yaml\n{make_model_index(results)}```\n"
-    (folder / "results.md").write_text(f"{report}\n\n{index}", encoding="utf-8")
+    (folder / "results.md").write_text(f"{report}\n\n{index}", "utf-8", "backslashreplace")
 
 
 __all__ = ["make_model_index", "make_report", "published_rows", "write_report"]

@@ -195,7 +195,7 @@ def main(arguments: list[str]) -> None:
     with complete_folder(output_dir) as folder:
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
-        (folder / "README.md").write_text(card, encoding="utf-8")
+        (folder / "README.md").write_text(card, "utf-8", "backslashreplace")
     print(f"{output_dir}: {sum(tensor.numel() for tensor in model.parameters()):,} parameters")
     if not isinstance(processor, ECCLProcessor):
         print(

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import datasets
+import safetensors
 import safetensors.torch
 import torch
 from accelerate import Accelerator
@@ -25,11 +26,12 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import TrainOutput
+from transformers.utils import SAFE_WEIGHTS_NAME
 
 from ..encoding_eccl import SplitEmbeddings, embed_split, leave_process_group
 from ..eval.person_retrieval.person_retrieval import score_embeddings
 from ..hub.adapter import merge_lora
-from ..modeling_eccl import ECCLModel, share_weights
+from ..modeling_eccl import ECCLModel, first_names, naming_damaged_weights, share_weights
 from .arguments import ECCLTrainingArguments, epoch_factor
 from .checkpoints import (
     CheckpointCallback,
@@ -257,6 +259,7 @@ class ECCLTrainer(Trainer):
                 self.start_objective()
             else:
                 self._check_run(Path(checkpoint))
+                self._check_weights(Path(checkpoint))
                 self._load_objective(Path(checkpoint))
             try:
                 return super().train(checkpoint, trial, ignore_keys_for_eval)
@@ -305,6 +308,21 @@ class ECCLTrainer(Trainer):
                 f"that run was finished after {state.max_steps} steps: unless it is made longer, nothing is trained, "
                 "and the final model is made again. A longer run from the start would have other learning rates"
             )
+
+    def _check_weights(self, checkpoint: Path) -> None:
+        """Refuses a checkpoint of a whole model that lacks a tensor, or has another one; transformers only warns.
+
+        [`~eccl.hub.adapter.ECCLPeftModel.load_adapter`] checks an adapter.
+        """
+        file = checkpoint / SAFE_WEIGHTS_NAME
+        if not file.is_file():
+            return
+        with naming_damaged_weights(str(file)), safetensors.safe_open(file, "pt") as weights:
+            stored = set(weights.keys())
+        expected = set(self.model.state_dict())
+        kinds = {"missing": expected - stored, "not of this model": stored - expected}
+        if problems := [f"{kind}: {first_names(sorted(names))}" for kind, names in kinds.items() if names]:
+            raise ValueError(f"the weights in {file} cannot be used; tensors {'; tensors '.join(problems)}")
 
     def _load_objective(self, checkpoint: Path) -> None:
         file = checkpoint / OBJECTIVE_FILE

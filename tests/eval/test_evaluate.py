@@ -17,7 +17,7 @@ from eccl.hub import loading
 from eccl.hub.adapter import attach_lora, merge_lora, save_adapter
 from eccl.hub.loading import load_model
 from eccl.modeling_eccl import ECCLModel
-from eccl.processing_eccl import ECCLProcessor
+from eccl.processing_eccl import ECCLProcessor, load_tokenizer
 from eccl.training.losses import unit_rows
 from helpers import ROOT, launch_command
 
@@ -448,3 +448,30 @@ def test_evaluation_writes_flat_results_with_before_and_oracle(make_raw, tmp_pat
     table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     methods = [line.split("|")[1].strip() for line in table]
     assert methods[methods.index("before") :][:3] == ["before", "after", "oracle"]
+
+
+def test_a_damaged_file_of_cached_embeddings_is_named_and_made_anew(benchmark, tmp_path, capsys):
+    words = ("--model", BACKBONE, "--dataset", "synthetic_pedes", "--data_dir", benchmark, "--cache_dir", tmp_path)
+    run(*words)
+    table = capsys.readouterr().out
+    (file,) = tmp_path.glob("*.safetensors")
+    whole = file.read_bytes()
+    for damaged in (b"", whole[:50], b"{}" * 200):
+        file.write_bytes(damaged)
+        run(*words)
+        streams = capsys.readouterr()
+        assert streams.out == table and f"{file} cannot be read, so the split is encoded again" in streams.err
+        assert file.read_bytes() == whole
+
+
+def test_a_second_model_that_is_not_whole_is_refused_before_the_first_is_scored(
+    benchmark, tmp_path, capsys, monkeypatch
+):
+    model = ECCLModel.from_pretrained(BACKBONE)
+    with torch.no_grad():
+        model.text_projection.weight[0, 0] = float("nan")
+    model.save_pretrained(tmp_path / "bad")
+    load_tokenizer(BACKBONE).save_pretrained(tmp_path / "bad")
+    monkeypatch.setattr(scoring, "embed_split", lambda *_, **__: pytest.fail("a model is scored"))
+    words = ["--model", BACKBONE, "--model", tmp_path / "bad", "--dataset", "synthetic_pedes", "--data_dir", benchmark]
+    fails_with(capsys, evaluate_eccl.main, words, "NaN or infinite values: text_projection.weight")

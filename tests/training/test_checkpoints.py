@@ -20,7 +20,7 @@ from eccl.training.checkpoints import (
 )
 from eccl.training.fingerprint import RUN_FILE, find_changes
 from eccl.training.trainer import OBJECTIVE_FILE
-from helpers import PATIENCE, launch_in_background, make_trainer, wait_until
+from helpers import PATIENCE, launch_in_background, make_trainer, run, wait_until
 
 SAVING = {"save_strategy": "steps", "save_steps": 3, "save_total_limit": None, "logging_steps": 1, "report_to": "none"}
 
@@ -393,3 +393,23 @@ def test_sigterm_to_a_launch_leaves_a_checkpoint_to_resume_from(backbone, benchm
     wait_until(lambda: "SIGTERM: stopped after step" in log.read_text())
     found = find_last_complete_checkpoint(tmp_path / "out", pytest.fail)
     assert (found / OBJECTIVE_FILE).is_file() and safetensors.torch.load_file(found / "adapter_model.safetensors")
+
+
+@pytest.mark.parametrize("change", [lambda state: state.popitem(), lambda state: state.update(more=torch.zeros(1))])
+def test_a_checkpoint_of_a_whole_model_that_does_not_fit_is_refused(change, backbone, benchmark, tmp_path):
+    words = f"--dataset_name cuhk_pedes --tune full --init_from {backbone} --losses contrastive=1 --eval_strategy no"
+    words += " --load_best_model_at_end False --per_device_train_batch_size 8 --save_strategy epoch"
+    run(words + " --num_train_epochs 1", data_dir=benchmark, output_dir=tmp_path / "out")
+    (checkpoint,) = (tmp_path / "out").glob("checkpoint-*")
+    file = checkpoint / "model.safetensors"
+    state = safetensors.torch.load_file(file)
+    change(state)
+    safetensors.torch.save_file(state, file, metadata={"format": "pt"})
+    mark_complete(checkpoint)
+    with pytest.raises(
+        ValueError, match=r"the weights of the checkpoint cannot be used; tensors (missing|not of this)"
+    ):
+        run(
+            words + " --num_train_epochs 2 --resume_from_checkpoint True",
+            data_dir=benchmark, output_dir=tmp_path / "out",
+        )  # fmt: skip
