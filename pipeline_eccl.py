@@ -40,7 +40,8 @@ class TextToPersonRetrievalPipeline(Pipeline):
         skipped: for each image that [`index`] has skipped, a line with its name and the reason.
 
     Raises:
-        ValueError: the weights of the model are incomplete or not finite; the message names the tensors.
+        ValueError: the weights of the model are incomplete or not finite (the message names the tensors), or the
+            processor does not fit the model.
     """
 
     model: ECCLModel
@@ -54,8 +55,9 @@ class TextToPersonRetrievalPipeline(Pipeline):
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        # A model that is not whole would find images, but the wrong ones.
+        # Otherwise the wrong images would be found, without a word.
         self.model.require_whole_weights()
+        self.processor.require_fit(self.model.config)
         self.image_embeds: torch.Tensor | None = None
         self.paths: list[str | None] = []
         self.positions: list[int] = []

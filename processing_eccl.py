@@ -284,17 +284,33 @@ class ECCLProcessor(ProcessorMixin):
         Raises:
             ValueError: the tokenizer has more tokens than the model, or another end-of-text token.
         """
-        text, _ = config.encoder_configs
-        if len(tokenizer) > text.vocab_size:
-            raise ValueError(f"the tokenizer has {len(tokenizer)} tokens, the model embeds {text.vocab_size}")
-        if tokenizer.eos_token_id != text.eos_token_id:
-            raise ValueError(
-                f"the tokenizer ends a text with token {tokenizer.eos_token_id}, "
-                f"the model expects token {text.eos_token_id} at the end"
-            )
         height, width = config.input_size
         image_processor = ECCLImageProcessor(size={"height": height, "width": width})
-        return cls(image_processor, tokenizer, max_text_length=config.max_text_length)
+        processor = cls(image_processor, tokenizer, max_text_length=config.max_text_length)
+        processor.require_fit(config)
+        return processor
+
+    def require_fit(self, config: ECCLConfig) -> None:
+        """Checks that the processor makes what a model takes.
+
+        Raises:
+            ValueError: the tokenizer has more tokens than the model, or another end-of-text token; or the images have
+                another size. The message names both values.
+        """
+        text, _ = config.encoder_configs
+        if len(self.tokenizer) > text.vocab_size:
+            raise ValueError(f"the tokenizer has {len(self.tokenizer)} tokens, the model embeds {text.vocab_size}")
+        if self.tokenizer.eos_token_id != text.eos_token_id:
+            raise ValueError(
+                f"the tokenizer ends a text with token {self.tokenizer.eos_token_id}, "
+                f"the model expects token {text.eos_token_id} at the end"
+            )
+        size = self.image_processor.size["height"], self.image_processor.size["width"]
+        if size != config.input_size:
+            raise ValueError(
+                f"the processor makes images of {size[0]} x {size[1]} pixels, the model takes "
+                f"{config.input_size[0]} x {config.input_size[1]}"
+            )
 
     @classmethod
     def _get_arguments_from_pretrained(

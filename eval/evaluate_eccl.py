@@ -69,6 +69,7 @@ def _add_input_options(parser: CommandParser) -> None:
         action="append",
         help="the benchmark's folder, or the folder that contains it; given once for each --dataset, in the same order",
     )
+    add_shared_option(parser, "on_bad_image")
     parser.add_argument("--split", default="test", help="split to score, or a part of it, for example test[:100]")
 
 
@@ -119,7 +120,7 @@ def main(arguments: list[str]) -> None:
     from eccl.eval.scoring import Settings, check_names, evaluate_models, load_benchmarks
 
     check_names(options.model, options.base, options.dataset, options.split)
-    benchmarks = load_benchmarks(options.dataset, options.data_dir, options.split)
+    benchmarks = load_benchmarks(options.dataset, options.data_dir, options.split, options.on_bad_image)
     settings = Settings(
         directions=tuple(DIRECTIONS) if options.direction == "both" else (options.direction,),
         rerank=options.rerank,

@@ -130,22 +130,26 @@ def check_names(models: Sequence[str], base: str | None, dataset_names: Sequence
             raise OSError(f"{name} is not the folder of a model, nor can it be read from the Hub: {error}") from error
 
 
-def load_benchmarks(names: Sequence[str], data_dirs: Sequence[str], split: str) -> list[Benchmark]:
+def load_benchmarks(
+    names: Sequence[str], data_dirs: Sequence[str], split: str, on_bad_image: str = "error"
+) -> list[Benchmark]:
     """Loads one split of each data set; all processes of a launch must call this.
 
     Args:
         names: names of benchmarks.
         data_dirs: the folder of each benchmark.
         split: as `load_dataset` takes it; `validation` means `val`.
+        on_bad_image: `error`, or `skip` to leave unreadable images out with a warning.
 
     Raises:
-        ValueError: a data set has no such split, or the split is empty.
+        ValueError: a data set has no such split, or the split is empty, or an image cannot be read.
         OSError: a data set is not in its folder.
     """
     split = canonical_split(split)
     state = connect_processes()
     builders = [
-        datasets.load_dataset_builder(name, data_dir=data_dir) for name, data_dir in zip(names, data_dirs, strict=True)
+        datasets.load_dataset_builder(name, data_dir=data_dir, on_bad_image=on_bad_image)
+        for name, data_dir in zip(names, data_dirs, strict=True)
     ]
     benchmarks = []
     for name, data_dir, builder in zip(names, data_dirs, builders, strict=True):

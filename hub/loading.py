@@ -25,7 +25,8 @@ def load_model(name: str | PathLike[str], base: str | None = None) -> tuple[ECCL
 
     Raises:
         ValueError: the checkpoint is of another kind; it is an adapter without a base, or with another base than the
-            one that it was trained on; or its weights are damaged, incomplete, or not finite.
+            one that it was trained on; its weights are damaged, incomplete, or not finite; or its processor does not
+            fit the model.
         OSError: there is no such folder or Hub repository.
     """
     name = str(name)
@@ -40,6 +41,10 @@ def load_model(name: str | PathLike[str], base: str | None = None) -> tuple[ECCL
     else:
         model = load_sound_model(ECCLModel, name, dtype=torch.float32)
         processor = ECCLProcessor.from_pretrained(name)
+        try:
+            processor.require_fit(model.config)
+        except ValueError as error:
+            raise ValueError(f"the processor in {name} is not that of the model: {error}") from error
     if torch.cuda.is_available():
         # mypy takes `cuda` for a plain function, because transformers decorates it.
         model = model.cuda()  # type: ignore[call-arg]

@@ -40,7 +40,7 @@ from eccl.pipeline_eccl import TextToPersonRetrievalPipeline
 from eccl.processing_eccl import ECCLImageProcessor, ECCLProcessor, load_tokenizer, read_image
 from eccl.training.augmentation import augment_image
 from eccl.utils.sheets import draw_contact_sheet, draw_ranked_images
-from helpers import ROOT, run, train_eccl
+from helpers import ROOT, clip_tokenizer, run, train_eccl
 
 SIZE = (32, 16)
 
@@ -383,6 +383,32 @@ def test_a_checkpoint_without_its_vocabulary_is_refused(kind, checkpoints, tmp_p
     base = str(tmp_path / "all" / "backbone") if kind == "adapter" else None
     with pytest.raises(ValueError, match=r"the tokenizer of .* has no vocabulary: tokenizer\.json"):
         load_model(tmp_path / "all" / kind, base)
+
+
+@pytest.mark.parametrize("place", ["load_model", "the pipeline"])
+@pytest.mark.parametrize(
+    "file, change, message",
+    [
+        ("processor_config.json", {"max_text_length": 99}, "captions of up to 99 tokens, the model reads 73"),
+        (
+            "processor_config.json",
+            {"image_processor": {"size": {"height": 64, "width": 32}}},
+            "64 x 32 pixels, the mod",
+        ),
+        ("tokenizer.json", {}, "the tokenizer has 49408 tokens, the model embeds 514"),
+    ],
+)
+def test_a_processor_of_another_model_is_refused(place, file, change, message, checkpoints, tmp_path):
+    shutil.copytree(checkpoints / "merged", tmp_path / "mixed")
+    if file == "tokenizer.json":
+        clip_tokenizer().save_pretrained(tmp_path / "mixed")
+    else:
+        content = json.loads((tmp_path / "mixed" / file).read_text())
+        for key, value in change.items():
+            content[key] = content[key] | value if isinstance(value, dict) else value
+        (tmp_path / "mixed" / file).write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=message):
+        LOADERS["load_model, merged" if place == "load_model" else place][1](tmp_path / "mixed", checkpoints)
 
 
 def test_the_table_of_loaders_is_complete():
