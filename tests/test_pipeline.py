@@ -1,5 +1,4 @@
 import json
-import logging
 import os
 import subprocess
 import sys
@@ -255,7 +254,6 @@ def test_top_k_is_a_whole_number(search, files, top_k):
 
 
 def test_a_query_that_is_cut_gives_a_warning(search, files, caplog):
-    logging.getLogger("transformers").propagate = True
     search.index(files)
     limit = search.processor.max_text_length
     search("a " * (limit - 2))
@@ -272,7 +270,6 @@ def test_a_query_without_a_word_is_refused(search, files, query):
 
 
 def test_images_that_cannot_be_read_are_skipped_only_if_that_is_asked_for(search, files, tmp_path, caplog):
-    logging.getLogger("transformers").propagate = True
     bad = tmp_path / "bad.png"
     bad.write_bytes(b"")
     with pytest.raises(ValueError, match=r"bad\.png"):

@@ -1,6 +1,5 @@
 import html
 import io
-import logging
 import re
 
 import ftfy
@@ -174,7 +173,6 @@ def test_a_tokenizer_from_scratch_reads_every_character():
 def test_characters_that_a_tokenizer_lacks_are_left_out_and_named(caplog):
     tokenizer = with_gaps()
     assert tokenizer("plastic")["input_ids"].count(tokenizer.eos_token_id) == 2
-    logging.getLogger("transformers").propagate = True
     processor = ECCLProcessor(ECCLImageProcessor(), tokenizer)
     assert re.search(r"the tokenizer lacks \d+ of the tokens for single bytes \(.*are read without these", caplog.text)
     ids = processor(text="plastic a man")["input_ids"]
@@ -325,7 +323,6 @@ def test_arguments_of_the_tokenizer_can_be_nested_or_flat(tokenizer):
 
 
 def test_what_a_folder_holds_besides_images_is_said(tmp_path, caplog):
-    logging.getLogger("transformers").propagate = True
     (tmp_path / ".hidden").mkdir()
     for name in ("a.jpg", "._a.jpg", "notes.txt", "more.TXT", "README", ".hidden/b.jpg", "c.jfif"):
         (tmp_path / name).touch()
