@@ -24,7 +24,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig, CLIPModel, pipeline
@@ -97,12 +97,12 @@ def tiff_of_floats(value: float) -> bytes:
 
 BAD_FILES = {
     "a decompression bomb": lambda: png_of_size(30_000, 30_000),
-    "more pixels than the limit": lambda: png_of_size(10_000, 9_500),
     "a PNG with 2 MiB of text": png_with_long_text,
     "a truncated JPEG": truncated_jpeg,
     "an empty file": lambda: b"",
     "a text": lambda: b"no picture",
     "a PostScript file": lambda: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 16\nshowpage\n",
+    "a format that Pillow reads and this project does not": lambda: b"P6 8 16 255\n" + bytes(8 * 16 * 3),
     "grey values that are NaN": lambda: tiff_of_floats(float("nan")),
     "negative grey values": lambda: tiff_of_floats(-1.0),
     "a named pipe": None,
@@ -194,6 +194,26 @@ def test_every_reader_names_the_file_that_it_cannot_read(reader, bad_file, check
     with pytest.raises(ValueError, match=r"bad\.png") as error:
         READERS[reader](bad_file, checkpoints)
     assert "\n" not in str(error.value) or reader == "a builder"
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_every_reader_has_a_limit_on_pixels(reader, checkpoints, tmp_path, monkeypatch):
+    Image.new("RGB", (60, 100)).save(tmp_path / "large.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 60 * 100)
+    READERS[reader](tmp_path / "large.png", checkpoints)
+    Image.new("RGB", (61, 100)).save(tmp_path / "large.png")
+    shutil.rmtree(tmp_path / "CUHK-PEDES", ignore_errors=True)
+    with pytest.raises(ValueError, match=r"61 x 100 pixels, the limit is 6,000"):
+        READERS[reader](tmp_path / "large.png", checkpoints)
+
+
+def test_no_other_program_is_started(tmp_path, monkeypatch):
+    """Pillow would start Ghostscript for PostScript, whatever the name of the file is."""
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_, **__: pytest.fail("Ghostscript is started"))
+    Image.new("RGB", (8, 16)).save(tmp_path / "a.eps")
+    (tmp_path / "a.eps").rename(tmp_path / "a.jpg")
+    with pytest.raises(ValueError, match=r"a\.jpg cannot be read as an image: cannot identify"):
+        read_image(tmp_path / "a.jpg")
 
 
 def test_an_index_can_skip_every_bad_file_and_lists_it(bad_file, checkpoints):
