@@ -206,7 +206,7 @@ def test_a_checkpoint_needs_no_other_code_than_its_files(make_raw, tmp_path):
     """Model, processor and pipeline load, and are saved and loaded again, without this package, peft or torchvision."""
     root, _ = make_raw()
     model, processor = ECCLModel.from_pretrained(BACKBONE), ECCLProcessor.from_pretrained(BACKBONE)
-    model = ECCLModel.from_clip(model.eval(), (96, 32), num_prompt_tokens=2, prompt_depth=2)
+    model = ECCLModel.from_clip(model.eval(), (192, 64), num_prompt_tokens=2, prompt_depth=2)
     model.save_pretrained(tmp_path / "model")
     processor.save_pretrained(tmp_path / "model")
     files = {path.name for path in (tmp_path / "model").iterdir()}
