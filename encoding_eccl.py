@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from .modeling_eccl import ECCLModel
-from .processing_eccl import ECCLProcessor
+from .processing_eccl import ECCLProcessor, read_image
 
 
 def leave_process_group(worker_id: int) -> None:
@@ -29,13 +29,17 @@ class _EvaluationImages(Dataset):
     """The images of a data set as pixel values, `(channels, height, width)` each, with evaluation transforms."""
 
     def __init__(self, dataset: datasets.Dataset, processor: ECCLProcessor):
+        if isinstance(dataset, datasets.Dataset):
+            # It would decode the images itself, and would not name a file that it cannot read.
+            dataset = dataset.cast_column("image", datasets.Image(decode=False))
         self.dataset, self.processor = dataset, processor
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> torch.Tensor:
-        return self.processor.image_processor(self.dataset[index]["image"], return_tensors="pt")["pixel_values"][0]
+        image = read_image(self.dataset[index]["image"])
+        return self.processor.image_processor(image, return_tensors="pt")["pixel_values"][0]
 
 
 @torch.no_grad()

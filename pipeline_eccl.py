@@ -1,6 +1,5 @@
 """The text-to-person-retrieval pipeline: it indexes images once, then finds people by sentences."""
 
-import io
 import itertools
 import numbers
 import types
@@ -91,6 +90,10 @@ class TextToPersonRetrievalPipeline(Pipeline):
             raise ValueError(f"on_bad_image is {on_bad_image!r}, it must be error or skip")
         if isinstance(images, (str, Path)):
             images = list_images(images)
+        feature = (images.features or {}).get("image") if hasattr(images, "cast_column") else None
+        if getattr(feature, "decode", False):
+            # The data set would decode its images itself, and would not name a file that it cannot read.
+            images = images.cast_column("image", type(feature)(decode=False))
         if not isinstance(images, Iterable):
             raise ValueError(f"images is of type {type(images).__name__}, it must be a folder or a list of images")
         embeds: list[torch.Tensor] = []
@@ -209,14 +212,7 @@ def _read_image(image: Any, index: int) -> tuple[Image.Image, str | None]:
     if isinstance(image, dict):
         if not {"bytes", "path"} <= image.keys():
             raise ValueError(f"record {index} has no field 'image', it has only {', '.join(image)}")
-        path = path or image["path"]
-        if image["bytes"] is None:
-            image = image["path"]
-        else:
-            # `read_image` names the file in its errors.
-            file = io.BytesIO(image["bytes"])
-            file.name = path
-            return read_image(file), path
+        return read_image(image), path or image["path"]
     if isinstance(image, (str, Path)):
         path = path or str(image)
     elif not isinstance(image, Image.Image):

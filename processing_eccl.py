@@ -2,12 +2,13 @@
 
 import functools
 import html
+import io
 import os
 import re
 import stat
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -81,7 +82,7 @@ _FORMATS = {
     "JPEG2000": (".jp2",),
 }
 IMAGE_SUFFIXES = tuple(suffix for suffixes in _FORMATS.values() for suffix in suffixes)
-# With Pillow's modes for a single grey channel of more than 8 bits.
+# Pillow's modes for one grey channel of more than 8 bits start with these letters.
 _DEEP_MODES = ("I", "F")
 
 
@@ -125,7 +126,7 @@ def list_images(folder: str | PathLike[str]) -> list[Path]:
     return sorted(paths)
 
 
-def read_image(source: str | PathLike[str] | BinaryIO | Image.Image) -> Image.Image:
+def read_image(source: str | PathLike[str] | BinaryIO | Image.Image | Mapping[str, Any]) -> Image.Image:
     """Reads an image as upright 8-bit RGB. Every image that the model sees is opened with it.
 
     The EXIF orientation is applied. Grey values of more than 8 bits are scaled to 8 bits: 16-bit values are divided by
@@ -133,7 +134,8 @@ def read_image(source: str | PathLike[str] | BinaryIO | Image.Image) -> Image.Im
     to RGB; it drops an alpha channel.
 
     Args:
-        source: a path, an open binary file, or a PIL image, which is not changed.
+        source: a path, an open binary file, a PIL image, which is not changed, or what `datasets` gives with
+            `Image(decode=False)`: a dict with `bytes` and `path`.
 
     Raises:
         ValueError: the source is not a regular file, is not an image in one of the formats of `IMAGE_SUFFIXES`, is
@@ -141,7 +143,10 @@ def read_image(source: str | PathLike[str] | BinaryIO | Image.Image) -> Image.Im
             outside the range. The message names the file.
     """
     name: str | PathLike[str] = "a file without a name"
-    if isinstance(source, (str, PathLike)):
+    if isinstance(source, Mapping):
+        content, name = source["bytes"], source["path"] or name
+        source = source["path"] if content is None else io.BytesIO(content)
+    elif isinstance(source, (str, PathLike)):
         name = source
     else:
         # A PIL image has `filename`, an open file has `name`. Both can be empty; the name of a file can be a number.
