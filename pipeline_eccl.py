@@ -90,7 +90,7 @@ class TextToPersonRetrievalPipeline(Pipeline):
             raise ValueError(f"on_bad_image is {on_bad_image!r}, it must be error or skip")
         if isinstance(images, (str, Path)):
             images = list_images(images)
-        feature = (images.features or {}).get("image") if hasattr(images, "cast_column") else None
+        feature: Any = (images.features or {}).get("image") if hasattr(images, "cast_column") else None
         if getattr(feature, "decode", False):
             # The data set would decode its images itself, and would not name a file that it cannot read.
             images = images.cast_column("image", type(feature)(decode=False))
