@@ -90,10 +90,7 @@ class TextToPersonRetrievalPipeline(Pipeline):
             raise ValueError(f"on_bad_image is {on_bad_image!r}, it must be error or skip")
         if isinstance(images, (str, Path)):
             images = list_images(images)
-        feature: Any = (images.features or {}).get("image") if hasattr(images, "cast_column") else None
-        if getattr(feature, "decode", False):
-            # The data set would decode its images itself, and would not name a file that it cannot read.
-            images = images.cast_column("image", type(feature)(decode=False))
+        images = _leave_undecoded(images)
         if not isinstance(images, Iterable):
             raise ValueError(f"images is of type {type(images).__name__}, it must be a folder or a list of images")
         embeds: list[torch.Tensor] = []
@@ -202,6 +199,20 @@ class TextToPersonRetrievalPipeline(Pipeline):
 def _require_count(name: str, value: Any) -> None:
     if not isinstance(value, numbers.Integral) or value < 1:
         raise ValueError(f"{name} is {value!r}, it must be a whole number, at least 1")
+
+
+def _leave_undecoded(images: Any) -> Any:
+    """Makes a data set, or a column of one, give its images undecoded; anything else is returned as it is.
+
+    A data set would decode them itself, and would not name a file that it cannot read.
+    """
+    is_column = hasattr(images, "column_name") and hasattr(images, "source")
+    dataset, name = (images.source, images.column_name) if is_column else (images, "image")
+    feature: Any = (dataset.features or {}).get(name) if hasattr(dataset, "cast_column") else None
+    if not getattr(feature, "decode", False):
+        return images
+    dataset = dataset.cast_column(name, type(feature)(decode=False))
+    return dataset[name] if is_column else dataset
 
 
 def _read_image(image: Any, index: int) -> tuple[Image.Image, str | None]:

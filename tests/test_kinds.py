@@ -171,6 +171,7 @@ READERS = {
     "the pipeline, a list": lambda path, checkpoints: index(checkpoints, [str(path)]),
     "the pipeline, a generator": lambda path, checkpoints: index(checkpoints, (each for each in [path])),
     "the pipeline, undecoded": lambda path, checkpoints: index(checkpoints, undecoded(path)),
+    "the pipeline, a column": lambda path, checkpoints: index(checkpoints, rows_of(path)["image"]),
     "the pipeline, a data set": lambda path, checkpoints: index(checkpoints, rows_of(path)),
     "a builder": lambda path, _: np.asarray(read_image(builder_rows(path)[0]["image"])),
     "embed_images": lambda path, checkpoints: encode(checkpoints, rows_of(path)),
