@@ -300,16 +300,6 @@ def _check_attentions(config: PreTrainedConfig, kwargs: Mapping[str, Any]) -> No
         )
 
 
-def _check_padding(attention_mask: torch.Tensor | None) -> None:
-    """Refuses a batch that is padded at the start of its captions: the feature would depend on the padding."""
-    if attention_mask is None or torch.compiler.is_compiling() or attention_mask[:, 0].all():
-        return
-    row = int((attention_mask[:, 0] == 0).nonzero()[0])
-    raise ValueError(
-        f"row {row} of attention_mask leaves out the first token: pad captions at their end, as ECCLProcessor does"
-    )
-
-
 def _make_room(position_ids: torch.Tensor, num_prompt_tokens: int) -> torch.Tensor:
     """Adds the positions of the prompts, which come after the start token, and moves the tokens behind them."""
     prompts = torch.arange(1, 1 + num_prompt_tokens, device=position_ids.device).expand(position_ids.shape[0], -1)
@@ -498,8 +488,8 @@ class ECCLModel(CLIPPreTrainedModel):
 
         Args:
             input_ids: `(batch, length)`, `[SOT, words.., EOT, padding..]`; the padding may be left out.
-            attention_mask: `(batch, length)`. Under the causal mask no token after EOT reaches the feature, so the mask
-                only shows whether captions are padded at their end, as they must be.
+            attention_mask: `(batch, length)`. It has no effect, because under the causal mask no token after EOT
+                reaches the feature. It is accepted so that the output of a processor can be passed as it is.
             position_ids: `(batch, length)`, the positions of the tokens, without the prompts; 0, 1, 2, ... by default.
             output_hidden_states: `True` also returns the input of the first layer and the output of each layer; a list
                 returns those of them that it numbers, and `None` for the others.
@@ -514,10 +504,9 @@ class ECCLModel(CLIPPreTrainedModel):
             `attentions`, a tuple of `(batch, heads, tokens, tokens)`; the prompts are among their tokens.
 
         Raises:
-            ValueError: a caption has no EOT among its first `config.max_text_length` tokens, or is padded at its start;
-                or attentions are requested with another attention implementation than "eager".
+            ValueError: a caption has no EOT among its first `config.max_text_length` tokens, or starts with EOT, as one
+                that is padded at its start; or attentions are requested with another attention implementation than "eager".
         """
-        _check_padding(attention_mask)
         requested = {**kwargs, **self._requested_outputs(kwargs), "return_dict": True}
         output = self.text_model(input_ids, self._prompts("text"), position_ids, **requested)
         output.pooler_output = self.text_projection(output.pooler_output)
@@ -588,7 +577,7 @@ class ECCLModel(CLIPPreTrainedModel):
         Args:
             input_ids: `(texts, length)`, see [`~ECCLModel.get_text_features`].
             pixel_values: `(images, channels, height, width)`, see [`~ECCLModel.get_image_features`].
-            attention_mask: `(texts, length)`. It only shows whether captions are padded at their end.
+            attention_mask: `(texts, length)`. It has no effect.
             position_ids: `(texts, length)`, see [`~ECCLModel.get_text_features`].
             return_loss: also returns the contrastive loss of CLIP; caption i belongs to image i.
             embed_chunk_size: encode this many captions and images at a time and recompute them in the backward pass, so
@@ -597,13 +586,12 @@ class ECCLModel(CLIPPreTrainedModel):
             output_hidden_states, output_attentions, return_dict: see [`~ECCLModel.get_text_features`].
 
         Raises:
-            ValueError: neither input is given; or captions are padded at their start; or the loss is requested without
+            ValueError: neither input is given; or captions start with EOT; or the loss is requested without
                 as many captions as images; or attentions are requested with another attention implementation than
                 "eager"; or hidden states, attentions or positions are given together with `embed_chunk_size`.
         """
         if input_ids is None and pixel_values is None:
             raise ValueError("ECCLModel needs input_ids, pixel_values or both, got neither")
-        _check_padding(attention_mask)
         captions, pictures = (0 if inputs is None else len(inputs) for inputs in (input_ids, pixel_values))
         if return_loss and captions != pictures:
             raise ValueError(

@@ -535,7 +535,4 @@ def test_captions_that_are_padded_at_their_start_are_refused(tiny_model, call):
     ids = torch.tensor([[58, 4, 5, 59, 59], [59, 59, 58, 4, 59]])
     with pytest.raises(ValueError, match=r"row 1 of input_ids starts with the end-of-text token \(59\)"):
         getattr(tiny_model, call)(input_ids=ids)
-    ids, mask = torch.tensor([[0, 58, 4, 5, 59]]), torch.tensor([[0, 1, 1, 1, 1]])
-    with pytest.raises(ValueError, match="row 0 of attention_mask leaves out the first token"):
-        getattr(tiny_model, call)(input_ids=ids, attention_mask=mask)
-    getattr(tiny_model, call)(input_ids=ids[:, 1:], attention_mask=mask[:, 1:])
+    getattr(tiny_model, call)(input_ids=ids[:1])
