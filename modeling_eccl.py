@@ -505,7 +505,8 @@ class ECCLModel(CLIPPreTrainedModel):
 
         Raises:
             ValueError: a caption has no EOT among its first `config.max_text_length` tokens, or starts with EOT, as one
-                that is padded at its start; or attentions are requested with another attention implementation than "eager".
+                that is padded at its start; or attentions are requested with another attention implementation than
+                "eager".
         """
         requested = {**kwargs, **self._requested_outputs(kwargs), "return_dict": True}
         output = self.text_model(input_ids, self._prompts("text"), position_ids, **requested)
