@@ -55,8 +55,9 @@ def test_two_processes_train_step_by_step_as_one_with_twice_the_batch(runs, name
     for ours, theirs in zip(one, two, strict=True):
         assert ours.keys() == theirs.keys()
         for key in ours.keys() - UNEQUAL_BY_NATURE:
-            # Values close to 0 are differences of larger numbers.
-            assert theirs[key] == pytest.approx(ours[key], rel=1e-5, abs=1e-6), (key, ours["step"])
+            # Values close to 0 are differences of larger numbers. A temperature of 0.015 multiplies the rounding of a
+            # similarity by 67.
+            assert theirs[key] == pytest.approx(ours[key], rel=3e-5, abs=1e-6), (key, ours["step"])
     state = safetensors.torch.load_file(runs / "1" / f"{name}-0.safetensors")
     other = safetensors.torch.load_file(runs / "2" / f"{name}-0.safetensors")
     for key, value in state.items():
