@@ -8,7 +8,7 @@ each line, this text included, so the next line brings the pipeline along:
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -395,7 +395,7 @@ class ECCLModel(CLIPPreTrainedModel):
             ValueError: the checkpoint lacked a tensor, had one that is not the model's or of another shape, or a tensor
                 has NaN or infinite values. The message names the tensors.
         """
-        require_sound_weights(self, self.name_or_path or "the model", self._loading_problems)
+        require_finite(self.name_or_path or "the model", self.state_dict(), self._loading_problems)
 
     @classmethod
     def from_clip(
@@ -427,7 +427,8 @@ class ECCLModel(CLIPPreTrainedModel):
         if isinstance(clip, str):
             clip = cls._load_backbone(clip)
         else:
-            require_sound_weights(clip, clip.name_or_path or "the given model", getattr(clip, "_loading_problems", ()))
+            problems = getattr(clip, "_loading_problems", ())
+            require_finite(clip.name_or_path or "the given model", clip.state_dict(), problems)
         config = _config_from_clip(clip.config, image_size, num_prompt_tokens, prompt_depth)
         model = cls(config)
         weights = dict(clip.state_dict())
@@ -689,7 +690,7 @@ def load_sound_model(model_class: type[PreTrainedModel], name: str, **kwargs: An
     with naming_damaged_weights(name):
         loaded: Any = model_class.from_pretrained(name, **kwargs)
     model, info = loaded
-    require_sound_weights(model, name, _loading_problems(info))
+    require_finite(name, model.state_dict(), _loading_problems(info))
     return model
 
 
@@ -713,30 +714,53 @@ def _loading_problems(info: Mapping[str, Any]) -> list[str]:
         f"{key} {tuple(stored)} instead of {tuple(expected)}"
         for key, stored, expected in sorted(info["mismatched_keys"])
     ]
-    kinds = {"missing": sorted(info["missing_keys"]), "not of this model": unexpected, "of another shape": mismatched}
-    return [f"{kind}: {first_names(names)}" for kind, names in kinds.items() if names]
+    return _describe_kinds(
+        {"missing": info["missing_keys"], "not of this model": unexpected, "of another shape": mismatched}
+    )
 
 
-def require_sound_weights(model: nn.Module, name: str, problems: Sequence[str] = ()) -> None:
-    """Refuses a model with problems that were found in loading it, or with values that are NaN or infinite.
+def _describe_kinds(kinds: Mapping[str, Iterable[str]]) -> list[str]:
+    """Makes a line for each kind of problem, with the names of at most three tensors and the number of the others."""
+    lines = []
+    for kind, names in ((kind, sorted(names)) for kind, names in kinds.items()):
+        if names:
+            more = f" and {len(names) - 3:,} more" if len(names) > 3 else ""
+            lines.append(f"{kind}: {', '.join(names[:3])}{more}")
+    return lines
+
+
+def require_tensors(name: str, stored: Iterable[str], expected: Iterable[str]) -> None:
+    """Checks that a file of weights has the tensors of a model, and no other ones.
 
     Args:
-        model: weights that are not in memory (on the `meta` device) are not checked.
-        name: what the message calls the model.
-        problems: lines about its tensors.
+        name: what the message calls the weights.
+        stored, expected: the names of the tensors in the file, and of those of the model.
 
     Raises:
-        ValueError: there is a problem.
+        ValueError: a tensor is missing, or is not the model's. The message names the tensors.
     """
-    bad = [key for key, value in model.state_dict().items() if not value.is_meta and not value.isfinite().all()]
-    problems = [*problems, *([f"with NaN or infinite values: {first_names(bad)}"] if bad else [])]
+    stored, expected = set(stored), set(expected)
+    _refuse(name, _describe_kinds({"missing": expected - stored, "not of this model": stored - expected}))
+
+
+def require_finite(name: str, tensors: Mapping[str, torch.Tensor], problems: Sequence[str] = ()) -> None:
+    """Checks that no tensor has NaN or infinite values.
+
+    Args:
+        name: what the message calls the weights.
+        tensors: those that are not in memory (on the `meta` device) are not checked.
+        problems: lines about other problems of the weights, which are reported together.
+
+    Raises:
+        ValueError: there is a problem. The message names the tensors.
+    """
+    bad = [key for key, value in tensors.items() if not value.is_meta and not value.isfinite().all()]
+    _refuse(name, [*problems, *_describe_kinds({"with NaN or infinite values": bad})])
+
+
+def _refuse(name: str, problems: Sequence[str]) -> None:
     if problems:
         raise ValueError(f"the weights of {name} cannot be used; tensors {'; tensors '.join(problems)}")
-
-
-def first_names(names: Sequence[str]) -> str:
-    """Lists at most three names, and the number of the others."""
-    return ", ".join(names[:3]) + (f" and {len(names) - 3:,} more" if len(names) > 3 else "")
 
 
 def share_weights(folder: Path) -> None:
@@ -783,10 +807,10 @@ __all__ = [
     "ECCLModel",
     "ECCLOutput",
     "ECCLPromptLearner",
-    "first_names",
     "load_sound_model",
     "naming_damaged_weights",
-    "require_sound_weights",
+    "require_finite",
+    "require_tensors",
     "resize_position_grid",
     "share_weights",
 ]

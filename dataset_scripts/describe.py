@@ -111,7 +111,7 @@ def _describe_images(paths: Sequence[str]) -> Iterable[str]:
     )
     deep = sum(count for (_, _, mode), count in kinds.items() if mode.startswith(("I", "F")))
     if deep:
-        yield (f"{deep:,} images have more than 8 bits per channel: they are scaled to 8 bits when they are read")
+        yield f"{deep:,} images have more than 8 bits per channel: they are scaled to 8 bits when they are read"
 
 
 def _check_output(output: Path) -> None:

@@ -16,7 +16,14 @@ from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model_state_dict, l
 from transformers import PreTrainedConfig
 
 from ..configuration_eccl import ECCLConfig
-from ..modeling_eccl import ECCLModel, ECCLPromptLearner, first_names, naming_damaged_weights, share_weights
+from ..modeling_eccl import (
+    ECCLModel,
+    ECCLPromptLearner,
+    naming_damaged_weights,
+    require_finite,
+    require_tensors,
+    share_weights,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -73,10 +80,10 @@ class ECCLPeftModel(PeftModel):
         super().save_pretrained(save_directory, *args, **kwargs)
         if not kwargs.get("is_main_process", True):
             return
+        content = cast(ECCLModel, self.get_base_model()).config.to_dict() | {_DIGESTS_KEY: self.base_digests}
+        text = json.dumps(content, indent=2, sort_keys=True) + "\n"
         for name in kwargs.get("selected_adapters") or list(self.peft_config):
             folder = Path(save_directory) if name == "default" else Path(save_directory, name)
-            content = cast(ECCLModel, self.get_base_model()).config.to_dict() | {_DIGESTS_KEY: self.base_digests}
-            text = json.dumps(content, indent=2, sort_keys=True) + "\n"
             (folder / "config.json").write_text(text, encoding="utf-8")
             share_weights(folder)
 
@@ -106,13 +113,12 @@ class ECCLPeftModel(PeftModel):
             self._check_base(model_id, hub_arguments)
         with naming_damaged_weights(f"the adapter {model_id}"):
             stored = load_peft_weights(model_id, device="cpu", **hub_arguments)
-        bad = sorted(name for name, value in stored.items() if not value.isfinite().all())
-        if bad:
-            raise ValueError(f"the adapter {model_id} cannot be used; NaN or infinite values in {first_names(bad)}")
+        require_finite(f"the adapter {model_id}", stored)
         is_new = adapter_name not in self.peft_config
         try:
             result = super().load_adapter(model_id, adapter_name, *args, **kwargs)
-            self._check_tensors(model_id, adapter_name, set(stored))
+            expected = get_peft_model_state_dict(self, adapter_name=adapter_name)
+            require_tensors(f"the adapter {model_id}", stored, expected)
         except (ValueError, RuntimeError) as error:
             # With the only adapter gone there would be no model left; its caller has none yet.
             if is_new and adapter_name in self.peft_config and len(self.peft_config) > 1:
@@ -136,13 +142,6 @@ class ECCLPeftModel(PeftModel):
                 f"the adapter {model_id} was trained on a base with other weights (the SHA-256 in its config.json is "
                 f"another one): give the base that it was trained on, or check_base=False"
             )
-
-    def _check_tensors(self, model_id: str, adapter_name: str, stored: set[str]) -> None:
-        expected = set(get_peft_model_state_dict(self, adapter_name=adapter_name))
-        kinds = {"missing": sorted(expected - stored), "not of this adapter": sorted(stored - expected)}
-        problems = [f"{kind}: {first_names(names)}" for kind, names in kinds.items() if names]
-        if problems:
-            raise ValueError(f"the adapter {model_id} cannot be used; tensors {'; tensors '.join(problems)}")
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Calls the model with the active adapter.

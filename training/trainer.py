@@ -31,7 +31,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 from ..encoding_eccl import SplitEmbeddings, embed_split, leave_process_group
 from ..eval.person_retrieval.person_retrieval import score_embeddings
 from ..hub.adapter import merge_lora
-from ..modeling_eccl import ECCLModel, first_names, naming_damaged_weights, share_weights
+from ..modeling_eccl import ECCLModel, naming_damaged_weights, require_tensors, share_weights
 from .arguments import ECCLTrainingArguments, epoch_factor
 from .checkpoints import (
     CheckpointCallback,
@@ -318,11 +318,7 @@ class ECCLTrainer(Trainer):
         if not file.is_file():
             return
         with naming_damaged_weights(str(file)), safetensors.safe_open(file, "pt") as weights:
-            stored = set(weights.keys())
-        expected = set(self.model.state_dict())
-        kinds = {"missing": expected - stored, "not of this model": stored - expected}
-        if problems := [f"{kind}: {first_names(sorted(names))}" for kind, names in kinds.items() if names]:
-            raise ValueError(f"the weights in {file} cannot be used; tensors {'; tensors '.join(problems)}")
+            require_tensors(str(file), weights.keys(), self.model.state_dict())
 
     def _load_objective(self, checkpoint: Path) -> None:
         file = checkpoint / OBJECTIVE_FILE
