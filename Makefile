@@ -28,12 +28,11 @@ $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(VENV)/.installed
-	@rm -rf $(DEMO)/model
 	$(BIN)/python -m eccl.dataset_scripts.synthetic --layout cuhk_pedes --domain target --seed 0 --output_dir $(DEMO)/data
-	$(BIN)/python -m eccl.eval.evaluate_eccl --model $(BACKBONE) --dataset synthetic_pedes --data_dir $(DEMO)/data --output_dir $(DEMO)/before
-	$(BIN)/accelerate launch $(LAUNCH) --num_cpu_threads_per_process $(CORES) train_eccl.py recipes/demo.yaml --init_from $(BACKBONE) --data_dir $(DEMO)/data --output_dir $(DEMO)/model
+	$(BIN)/python -m eccl.eval.evaluate_eccl --model $(BACKBONE) --dataset synthetic_pedes --data_dir $(DEMO)/data --output_dir $(DEMO)/before --overwrite
+	$(BIN)/accelerate launch $(LAUNCH) --num_cpu_threads_per_process $(CORES) train_eccl.py recipes/demo.yaml --overwrite True --init_from $(BACKBONE) --data_dir $(DEMO)/data --output_dir $(DEMO)/model
 	$(BIN)/python -m eccl.search.gallery --model $(DEMO)/model --images $(DEMO)/data/imgs --query "$(SENTENCE)" --output $(DEMO)/search.png
-	$(BIN)/python -m eccl.eval.evaluate_eccl --model $(DEMO)/model --dataset synthetic_pedes --data_dir $(DEMO)/data --before $(DEMO)/before/results.json --output_dir $(DEMO)
+	$(BIN)/python -m eccl.eval.evaluate_eccl --model $(DEMO)/model --dataset synthetic_pedes --data_dir $(DEMO)/data --before $(DEMO)/before/results.json --output_dir $(DEMO) --overwrite
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest -q -m "not slow"
@@ -111,7 +110,7 @@ pretrain: $(VENV)/.installed
 	$(PRETRAIN) --data_dir $(DEMO)/source --output_dir $(DEMO)/backbone-coarse
 	$(PRETRAIN) --data_dir $(DEMO)/source --output_dir $(DEMO)/backbone-fine --init_from $(DEMO)/backbone-coarse $(FINE) --num_train_epochs 2
 	$(PRETRAIN) --data_dir $(DEMO)/source-hard --output_dir $(DEMO)/backbone --init_from $(DEMO)/backbone-fine $(FINE) --num_train_epochs 3
-	$(BIN)/python -m eccl.eval.evaluate_eccl --model $(DEMO)/backbone --dataset synthetic_pedes --data_dir $(DEMO)/source --output_dir $(DEMO)/backbone-results
+	$(BIN)/python -m eccl.eval.evaluate_eccl --model $(DEMO)/backbone --dataset synthetic_pedes --data_dir $(DEMO)/source --output_dir $(DEMO)/backbone-results --overwrite
 
 clean:
 	rm -rf $(VENV) $(VENV)-oldest $(VENV)-newest $(DEMO) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

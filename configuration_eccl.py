@@ -17,6 +17,19 @@ _PIPELINES = {
 # The input of the published model: 24 x 8 patches of 16 x 16 pixels.
 _IMAGE_SIZE = [384, 128]
 _PATCH_SIZE = 16
+# Limits for checkpoints from others: beyond them, a small file could ask for all memory. Known models stay below.
+_LARGEST = {
+    "num_hidden_layers": 256,
+    "hidden_size": 16_384,
+    "intermediate_size": 65_536,
+    "num_attention_heads": 256,
+    "vocab_size": 2_000_000,
+    "max_position_embeddings": 8_192,
+    "num_channels": 16,
+    "patch_size": 1_024,
+}
+_LARGEST_PROJECTION = 16_384
+_MOST_PATCHES = 4_096
 
 
 @strict
@@ -71,12 +84,9 @@ class ECCLConfig(PreTrainedConfig):
     def validate_architecture(self) -> None:
         """Refuses shapes from which no model can be built. `@strict` calls it."""
         text, vision = self.encoder_configs
-        if not isinstance(vision.patch_size, int):
-            raise ValueError(
-                f"vision_config.patch_size is {vision.patch_size}, it must be one number: patches are square"
-            )
+        require_sound_config(self)
         size = vision.image_size
-        if not isinstance(size, list) or len(size) != 2 or any(side < 1 or side % vision.patch_size for side in size):
+        if any(side < 1 or side % self.patch_side for side in self.input_size):
             raise ValueError(
                 f"vision_config.image_size is {size}, it must be [height, width], "
                 f"both multiples of vision_config.patch_size ({vision.patch_size})"
@@ -133,6 +143,67 @@ class ECCLConfig(PreTrainedConfig):
         return self.encoder_configs[0].max_position_embeddings - self.num_prompt_tokens
 
 
+def require_sound_config(config: PreTrainedConfig) -> None:
+    """Refuses a configuration that asks for absurd sizes, or for code from elsewhere.
+
+    Args:
+        config: the configuration of an ECCL model or of a CLIP, for example of an unknown checkpoint.
+
+    Raises:
+        ValueError: a size is not a number from 1 to its limit; or the attention is a kernel of the Hub, which is a
+            program; or the weights are quantised. The message names the field.
+    """
+    encoders = {"text_config": config.text_config, "vision_config": config.vision_config}
+    for encoder, values in encoders.items():
+        for name, largest in _LARGEST.items():
+            value = getattr(values, name, 1)
+            if isinstance(value, int) and not 1 <= value <= largest:
+                raise ValueError(f"{encoder}.{name} is {value}, it must be between 1 and {largest:,}")
+    if not 1 <= config.projection_dim <= _LARGEST_PROJECTION:
+        raise ValueError(f"projection_dim is {config.projection_dim}, it must be between 1 and {_LARGEST_PROJECTION:,}")
+    patches = _count_patches(config.vision_config)
+    if patches > _MOST_PATCHES:
+        raise ValueError(
+            f"vision_config.image_size is {config.vision_config.image_size}: an image would have {patches:,} patches, "
+            f"the limit is {_MOST_PATCHES:,}"
+        )
+    for name, values in {"config": config, **encoders}.items():
+        if "/" in str(values._attn_implementation):
+            raise ValueError(
+                f"{name}.attn_implementation is {values._attn_implementation!r}: a checkpoint must not choose a kernel "
+                "from the Hub; pass attn_implementation to from_pretrained if you trust it"
+            )
+        if getattr(values, "quantization_config", None):
+            raise ValueError(f"{name}.quantization_config is set: quantised weights are not supported")
+
+
+def expected_parameters(config: PreTrainedConfig) -> int:
+    """Computes the number of parameters of an ECCL model or of a CLIP, from its configuration alone."""
+    text, vision = config.text_config, config.vision_config
+    total = config.projection_dim * (text.hidden_size + vision.hidden_size) + 1
+    for encoder in (text, vision):
+        width, inner = encoder.hidden_size, encoder.intermediate_size
+        attention, mlp, norms = 4 * (width * width + width), 2 * width * inner + width + inner, 4 * width
+        total += encoder.num_hidden_layers * (attention + mlp + norms)
+    total += (text.vocab_size + text.max_position_embeddings + 2) * text.hidden_size
+    # The patch embedding, the class token, the positions, and two layer norms.
+    total += (vision.num_channels * vision.patch_size**2 + 1 + 1 + _count_patches(vision) + 4) * vision.hidden_size
+    if getattr(config, "num_prompt_tokens", 0):
+        prompts, projection = config.num_prompt_tokens * text.hidden_size, (text.hidden_size + 1) * vision.hidden_size
+        total += config.prompt_depth * (prompts + projection)
+    return total
+
+
+def _count_patches(vision: PreTrainedConfig) -> int:
+    size, patch_size = vision.image_size, vision.patch_size
+    if not isinstance(patch_size, int):
+        raise ValueError(f"vision_config.patch_size is {patch_size}, it must be one number: patches are square")
+    sides = [size] * 2 if isinstance(size, int) else list(size or ())
+    if len(sides) != 2:
+        raise ValueError(f"vision_config.image_size is {size}, it must be [height, width]")
+    return (sides[0] // patch_size) * (sides[1] // patch_size)
+
+
 def checkpoint_kind(name: str | PathLike[str]) -> Literal["adapter", "clip", "eccl"]:
     """Tells which kind of checkpoint this is: an adapter of peft, a CLIP of transformers, or an ECCL model.
 
@@ -161,4 +232,4 @@ def checkpoint_kind(name: str | PathLike[str]) -> Literal["adapter", "clip", "ec
     )
 
 
-__all__ = ["PIPELINE_TASK", "ECCLConfig", "checkpoint_kind"]
+__all__ = ["PIPELINE_TASK", "ECCLConfig", "checkpoint_kind", "expected_parameters", "require_sound_config"]

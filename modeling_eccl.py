@@ -7,6 +7,7 @@ each line, this text included, so the next line brings the pipeline along:
 """
 
 import contextlib
+import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,15 +29,27 @@ from transformers.models.clip.modeling_clip import (
     image_text_contrastive_loss,
 )
 from transformers.processing_utils import Unpack
-from transformers.utils import ModelOutput, TransformersKwargs
+from transformers.utils import (
+    SAFE_WEIGHTS_INDEX_NAME,
+    SAFE_WEIGHTS_NAME,
+    WEIGHTS_INDEX_NAME,
+    WEIGHTS_NAME,
+    ModelOutput,
+    TransformersKwargs,
+    cached_file,
+)
 from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
-from .configuration_eccl import ECCLConfig, checkpoint_kind
+from .configuration_eccl import ECCLConfig, checkpoint_kind, expected_parameters, require_sound_config
 
 # CLIP checkpoints that were saved before transformers 4.31 have this end-of-text id. It is wrong for all of them: the
 # end-of-text token of CLIP is the last one of the vocabulary.
 _LEGACY_EOS_TOKEN_ID = 2
+# The arguments of `from_pretrained` that choose the files.
+_HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+# Bytes. The names and shapes of the largest known CLIP take a twentieth.
+_LARGEST_HEADER = 4 * 2**20
 _POSITION_WEIGHT = "vision_model.embeddings.position_embedding.weight"
 
 
@@ -381,8 +394,16 @@ class ECCLModel(CLIPPreTrainedModel):
     def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
         """Loads a model as any model of transformers, which only warns about missing tensors and starts them at random.
 
-        [`~ECCLModel.require_whole_weights`] refuses such a model.
+        [`~ECCLModel.require_whole_weights`] refuses such a model. A configuration that asks for more than the files
+        have is an error, before memory is taken.
         """
+        name = args[0] if args else kwargs.get("pretrained_model_name_or_path")
+        if name is not None and not kwargs.get("variant"):
+            hub_arguments = {key: kwargs[key] for key in _HUB_ARGUMENTS if key in kwargs}
+            config = kwargs.get("config") or name
+            if not isinstance(config, PreTrainedConfig):
+                config = cls.config_class.from_pretrained(config, **hub_arguments)
+            _require_files_for(config, str(name), **hub_arguments)
         loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)
         model, info = loaded
         model._loading_problems = tuple(_loading_problems(info))
@@ -443,7 +464,8 @@ class ECCLModel(CLIPPreTrainedModel):
 
     @classmethod
     def _load_backbone(cls, name: str) -> PreTrainedModel:
-        kind = checkpoint_kind(name)
+        with naming_checkpoint_errors(name):
+            kind = checkpoint_kind(name)
         if kind == "adapter":
             raise ValueError(f"from_clip takes a CLIP or an ECCL model without prompts, {name} is an adapter")
         return load_sound_model(cls if kind == "eccl" else CLIPModel, name)
@@ -681,29 +703,96 @@ def load_sound_model(model_class: type[PreTrainedModel], name: str, **kwargs: An
         **kwargs: as for `from_pretrained`.
 
     Raises:
-        ValueError: the file of the weights is damaged; a tensor is missing, is not the model's, has another shape, or
-            has NaN or infinite values. The message names the tensors.
+        ValueError: the configuration asks for more than the files have, or for code from elsewhere; the file of the
+            weights is damaged; a tensor is missing, is not the model's, has another shape, or has NaN or infinite
+            values. The message names the tensors.
         OSError: there is no such folder or Hub repository, or it has no weights.
     """
     # Tensors of another shape are then among the problems, by name.
     kwargs |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
-    with naming_damaged_weights(name):
+    with naming_checkpoint_errors(name):
+        config_class: Any = model_class.config_class
+        config = config_class.from_pretrained(name)
+        require_sound_config(config)
+        _require_files_for(config, name)
         loaded: Any = model_class.from_pretrained(name, **kwargs)
     model, info = loaded
     require_finite(name, model.state_dict(), _loading_problems(info))
     return model
 
 
+def _require_files_for(config: PreTrainedConfig, name: str, **hub_arguments: Any) -> None:
+    """Checks that a configuration fits the files of the weights, before memory is taken for a model.
+
+    Args:
+        config: the configuration of the checkpoint.
+        name: local folder or Hub id of the checkpoint.
+        **hub_arguments: those of `from_pretrained` that choose the files, for example `revision`.
+
+    Raises:
+        ValueError: the model would have more parameters than the files have bytes; or the files are not in the
+            checkpoint's own folder, or have too many tensors.
+    """
+
+    def find(file: str) -> Path | None:
+        path = cached_file(
+            name,
+            file,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+            **hub_arguments,
+        )
+        return None if path is None else Path(path)
+
+    # In the order in which transformers looks for them.
+    for single, index in ((SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME), (WEIGHTS_NAME, WEIGHTS_INDEX_NAME)):
+        if (path := find(single)) is not None:
+            paths = [path]
+        elif (path := find(index)) is not None:
+            paths = [found for shard in _shards(path) if (found := find(shard)) is not None]
+        else:
+            continue
+        parameters, size = expected_parameters(config), sum(path.stat().st_size for path in paths)
+        if parameters > size:
+            raise ValueError(
+                f"config.json of {name} describes a model of {parameters:,} parameters, but the files of the weights "
+                f"have only {size:,} bytes: they do not belong together"
+            )
+        for path in paths if single == SAFE_WEIGHTS_NAME else ():
+            with path.open("rb") as file:
+                header = int.from_bytes(file.read(8), "little")
+            if header > _LARGEST_HEADER:
+                raise ValueError(f"{path} cannot be used: its list of tensors has {header:,} bytes")
+        return
+
+
+def _shards(index: Path) -> list[str]:
+    """Returns the files that an index names, each of which must be beside it."""
+    try:
+        shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{index} is not an index of weights: {error}") from error
+    for shard in shards:
+        if not isinstance(shard, str) or Path(shard).name != shard or "\\" in shard:
+            raise ValueError(f"{index} names the file {shard!r}: it must be a file in the same folder")
+    return shards
+
+
 @contextlib.contextmanager
-def naming_damaged_weights(name: str) -> Iterator[None]:
-    """Turns the error about a damaged file of weights, which names no file, into a `ValueError` that names `name`."""
+def naming_checkpoint_errors(name: str) -> Iterator[None]:
+    """Turns any error about the files of a checkpoint into a `ValueError` that names the checkpoint.
+
+    The libraries that read a damaged or malicious checkpoint raise errors of many types.
+    """
     try:
         yield
+    except (ValueError, OSError):
+        raise
     except Exception as error:
-        # The library that reads the file is not among those that this file may import.
-        if type(error).__name__ != "SafetensorError":
-            raise
-        raise ValueError(f"the weights of {name} are damaged: {error}") from error
+        # The library that reads the weights is not among those that this file may import.
+        if type(error).__name__ == "SafetensorError":
+            raise ValueError(f"the weights of {name} are damaged: {error}") from error
+        raise ValueError(f"{name} cannot be loaded: {type(error).__name__}: {error}") from error
 
 
 def _loading_problems(info: Mapping[str, Any]) -> list[str]:
@@ -808,7 +897,7 @@ __all__ = [
     "ECCLOutput",
     "ECCLPromptLearner",
     "load_sound_model",
-    "naming_damaged_weights",
+    "naming_checkpoint_errors",
     "require_finite",
     "require_tensors",
     "resize_position_grid",

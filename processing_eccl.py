@@ -82,6 +82,10 @@ _FORMATS = {
     "JPEG2000": (".jp2",),
 }
 IMAGE_SUFFIXES = tuple(suffix for suffixes in _FORMATS.values() for suffix in suffixes)
+# A picture at the limit of pixels has at most this many bytes, uncompressed.
+_MAX_FILE_BYTES = 512 * 2**20
+# Limits for checkpoints from others; those of known models are far below.
+_LARGEST_TEXT_LENGTH, _LARGEST_SIDE = 8_192, 16_384
 # Pillow's modes for one grey channel of more than 8 bits start with these letters.
 _DEEP_MODES = ("I", "F")
 
@@ -139,8 +143,8 @@ def read_image(source: str | PathLike[str] | BinaryIO | Image.Image | Mapping[st
 
     Raises:
         ValueError: the source is not a regular file, is not an image in one of the formats of `IMAGE_SUFFIXES`, is
-            damaged, has more pixels than `PIL.Image.MAX_IMAGE_PIXELS` (89 million by default), or has grey values
-            outside the range. The message names the file.
+            damaged, has more pixels than `PIL.Image.MAX_IMAGE_PIXELS` (89 million by default) or more than 512 MiB, or
+            has grey values outside the range. The message names the file.
     """
     name: str | PathLike[str] = "a file without a name"
     if isinstance(source, Mapping):
@@ -155,9 +159,17 @@ def read_image(source: str | PathLike[str] | BinaryIO | Image.Image | Mapping[st
     try:
         if isinstance(source, Image.Image):
             return _to_rgb(source)
-        # A named pipe without a writer would block for ever.
-        if isinstance(source, (str, PathLike)) and not stat.S_ISREG(os.stat(source).st_mode):
-            raise ValueError("it is not a regular file")
+        size = 0
+        if isinstance(source, (str, PathLike)):
+            status = os.stat(source)
+            # A named pipe without a writer would block for ever.
+            if not stat.S_ISREG(status.st_mode):
+                raise ValueError("it is not a regular file")
+            size = status.st_size
+        elif isinstance(source, io.BytesIO):
+            size = source.getbuffer().nbytes
+        if size > _MAX_FILE_BYTES:
+            raise ValueError(f"it has {size:,} bytes, the limit is {_MAX_FILE_BYTES:,}")
         with Image.open(source, formats=_readable_formats()) as image:
             return _to_rgb(image)
     # On malformed files, Pillow raises errors of many types: OSError, SyntaxError, struct.error, ...
@@ -215,6 +227,12 @@ class ECCLImageProcessor(CLIPImageProcessorPil):
     # Without a crop there is no size; transformers declares a dict.
     crop_size = None  # type: ignore[assignment]
 
+    def __init__(self, **kwargs: Any):
+        super().__init__(**kwargs)
+        sides = {name: side for name, side in dict(self.size).items() if isinstance(side, int)}
+        if not all(1 <= side <= _LARGEST_SIDE for side in sides.values()):
+            raise ValueError(f"the size of images is {sides}, each side must be between 1 and {_LARGEST_SIDE:,} pixels")
+
     def convert_to_rgb(self, image: Any, input_data_format: Any = None) -> Any:
         """Converts an image with Pillow, as training does; transformers would put transparent pixels on white."""
         if isinstance(image, Image.Image):
@@ -268,6 +286,11 @@ class ECCLProcessor(ProcessorMixin):
         tokenizer: PreTrainedTokenizerBase | None = None,
         max_text_length: int = 73,
     ):
+        # The shortest caption has three tokens: start, one word and end.
+        if not 3 <= max_text_length <= _LARGEST_TEXT_LENGTH:
+            raise ValueError(
+                f"max_text_length is {max_text_length}, it must be between 3 and {_LARGEST_TEXT_LENGTH:,} tokens"
+            )
         self.max_text_length = max_text_length
         if tokenizer is not None:
             _require_vocabulary(tokenizer, tokenizer.name_or_path or "the processor")

@@ -4,19 +4,23 @@ accelerate launch train_eccl.py RECIPE --data_dir DIR --init_from CLIP --output_
 """
 
 import argparse
+import contextlib
 import json
 import os
 import platform
+import signal
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
-from eccl.utils.command_line import HelpFormatter, command, end_launched_process, say
+from eccl.utils.command_line import HelpFormatter, command, end_at_once, end_launched_process, say, tell
 from eccl.utils.shipped import find_recipe
 
 # The imports below take seconds.
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, end_at_once)
     say("train_eccl: loading torch and transformers")
 
 import datasets
@@ -32,13 +36,16 @@ from eccl.dataset_scripts.base import PersonRetrievalBuilder, canonical_split, p
 from eccl.eval.reports import published_rows
 from eccl.hub.adapter import attach_lora, count_parameters, merge_lora, save_adapter
 from eccl.hub.model_card import METRICS, Facts, Result, make_model_card
-from eccl.hub.publish import publish
+from eccl.hub.publish import publish, require_publishable
+from eccl.hub.run_folder import RunFolder, claim_run_folder
 from eccl.modeling_eccl import ECCLModel
 from eccl.processing_eccl import ECCLProcessor, load_tokenizer
 from eccl.training.arguments import ECCLTrainingArguments
+from eccl.training.checkpoints import find_last_complete_checkpoint
 from eccl.training.pairs import CaptionPairs
 from eccl.training.trainer import ECCLTrainer
 from eccl.training.vocabulary import train_tokenizer
+from eccl.utils.files import require_no_input
 
 _METHODS = {
     "lora": "A CLIP for images of people with deep coupled prompts and LoRA, trained with a triplet alignment loss and "
@@ -70,9 +77,9 @@ _HELP_GROUPS = {
     ),
     "evaluation and checkpoints": (
         *("eval_strategy", "save_strategy", "save_total_limit", "load_best_model_at_end", "metric_for_best_model"),
-        *("resume_from_checkpoint", "allow_changed_run", "logging_steps", "report_to"),
+        *("resume_from_checkpoint", "allow_changed_run", "overwrite", "logging_steps", "report_to"),
     ),
-    "publishing": ("push_to_hub", "hub_model_id", "hub_private_repo"),
+    "publishing": ("push_to_hub", "hub_model_id", "public"),
 }
 
 
@@ -309,6 +316,56 @@ def main(arguments: list[str]) -> None:
     push, args.push_to_hub = args.push_to_hub, False
     if push and not args.hub_model_id:
         raise ValueError("push_to_hub needs hub_model_id: the name to publish under")
+    with claim_output(data, model_arguments, args) as folder:
+        if push and folder is not None:
+            require_publishable(str(args.hub_model_id), "model", args.public)
+        recipe = arguments[0] if arguments and not arguments[0].startswith("-") else None
+        train(data, model_arguments, args, folder, recipe)
+        if push and folder is not None:
+            tell(f"published: {publish(args.output_dir, str(args.hub_model_id), args.public)}")
+
+
+@contextlib.contextmanager
+def claim_output(
+    data: DataArguments, model_arguments: ModelArguments, args: ECCLTrainingArguments
+) -> Iterator[RunFolder | None]:
+    """Locks the output folder for this run, in the main process; yields `None` in the others.
+
+    Raises:
+        ValueError: the folder is one that the run reads, or the options contradict each other.
+        OSError: the folder has files of something else, or a finished run; or another run is writing to it.
+    """
+    if args.process_index:
+        yield None
+        return
+    output_dir = Path(args.output_dir)
+    inputs = {"--init_from": model_arguments.init_from, "--data_dir": data.data_dir}
+    resume = args.resume
+    if isinstance(resume, str) and Path(resume).resolve().parent != output_dir.resolve():
+        inputs["--resume_from_checkpoint"] = resume
+        resume = None
+    if resume and args.overwrite:
+        raise ValueError("overwrite and resume_from_checkpoint contradict each other: leave one of them out")
+    require_no_input(output_dir, inputs)
+    has_checkpoints = find_last_complete_checkpoint(output_dir, lambda _: None) is not None
+    with claim_run_folder(output_dir, has_checkpoints, bool(resume), args.overwrite) as folder:
+        yield folder
+
+
+def train(
+    data: DataArguments,
+    model_arguments: ModelArguments,
+    args: ECCLTrainingArguments,
+    folder: RunFolder | None,
+    recipe: str | None,
+) -> None:
+    """Trains, and writes the final model with its card.
+
+    Args:
+        data, model_arguments, args: the options.
+        folder: the claimed output folder; `None` in every process but the main one.
+        recipe: the recipe, for the card.
+    """
     set_seed(args.seed)
     with args.main_process_first(desc="reading the data set"):
         splits = load_splits(data, args.eval_split, args.eval_strategy != "no")
@@ -318,34 +375,34 @@ def main(arguments: list[str]) -> None:
     trainer = ECCLTrainer(
         trained_model, args, train_dataset=pairs, eval_dataset=splits.evaluation, processing_class=processor
     )
-    if trainer.is_world_process_zero():
+    if folder is not None:
         print_summary(data, splits, pairs, trained_model)
-    # On a command line, True means the last checkpoint in output_dir.
-    resume = {"true": True, "false": None}.get(str(args.resume_from_checkpoint).lower(), args.resume_from_checkpoint)
-    duration = trainer.train(resume_from_checkpoint=resume).metrics["train_runtime"]
+        folder.start()
+    duration = trainer.train(resume_from_checkpoint=args.resume).metrics["train_runtime"]
     metrics = trainer.evaluate() if splits.evaluation is not None else None
     whole_model = trainer.whole_model()
-    if whole_model is not None and trainer.is_world_process_zero():
+    if whole_model is not None and folder is not None:
         facts = gather_facts(data, model_arguments, args, pairs, duration)
-        if arguments and not arguments[0].startswith("-"):
-            facts.settings = {"recipe": Path(arguments[0]).stem, **facts.settings}
+        digests = getattr(trained_model, "base_digests", None) or {}
+        facts.base_digest = digests.get("float16")
+        if recipe is not None:
+            facts.settings = {"recipe": Path(recipe).stem, **facts.settings}
         if splits.evaluation is not None and metrics is not None:
             add_result(facts, data, args, splits, splits.evaluation, metrics)
-        save_result(whole_model, processor, Path(args.output_dir), model_arguments, facts)
-        print(f"the model is in {args.output_dir}")
-        if push:
-            print(f"published: {publish(args.output_dir, str(args.hub_model_id), bool(args.hub_private_repo))}")
+        save_result(whole_model, processor, folder.path, model_arguments, facts)
+        folder.finish()
+        tell(f"the model is in {args.output_dir}")
     trainer.accelerator.end_training()
 
 
 def print_summary(data: DataArguments, splits: Splits, pairs: CaptionPairs, model: ECCLModel | PeftModel) -> None:
     """Prints the sizes of the data and the number of trained parameters."""
     sizes = f"{pairs.num_persons} persons, {len(splits.train)} images, {len(pairs)} pairs"
-    print(f"training on {data.dataset_name} train: {sizes}")
+    tell(f"training on {data.dataset_name} train: {sizes}")
     if splits.evaluation is not None:
-        print(f"evaluating on {data.dataset_name} {splits.eval_split}: {len(splits.evaluation)} images")
+        tell(f"evaluating on {data.dataset_name} {splits.eval_split}: {len(splits.evaluation)} images")
     trained, total = count_parameters(model)
-    print(f"{trained:,} of the {total:,} parameters are trained ({100 * trained / total:.2f}%)")
+    tell(f"{trained:,} of the {total:,} parameters are trained ({100 * trained / total:.2f}%)")
 
 
 def gather_facts(
@@ -390,7 +447,7 @@ def add_result(
         Result(
             model=facts.name,
             dataset=str(data.dataset_name),
-            data_dir=str(data.data_dir),
+            data_dir=Path(str(data.data_dir)).resolve().name,
             split=eval_split,
             direction="text_to_image",
             reranked=False,

@@ -14,8 +14,8 @@ import datasets
 from PIL import Image
 from tqdm.auto import tqdm
 
-from ..utils.command_line import CommandParser, add_shared_option, command, say
-from ..utils.files import complete_file, require_picture_path
+from ..utils.command_line import CommandParser, add_shared_option, command, say, tell
+from ..utils.files import complete_file, require_no_input, require_picture_path
 from . import BENCHMARKS
 from .annotations import SplitSize
 from .base import image_paths
@@ -142,6 +142,7 @@ def main(arguments: list[str]) -> None:
     output = Path(options.output).expanduser().absolute() if options.output else None
     if output:
         _check_output(output)
+        require_no_input(output, {"--data_dir": options.data_dir}, "--output")
     say(f"checking {options.name} in {options.data_dir}")
     # Imported here, so that --help and a mistake in the arguments answer at once.
     from ..processing_eccl import load_tokenizer
@@ -152,22 +153,25 @@ def main(arguments: list[str]) -> None:
     builder = datasets.load_dataset_builder(options.name, data_dir=options.data_dir, on_bad_image=options.on_bad_image)
     builder.download_and_prepare()
     splits = builder.as_dataset()
-    print(f"{options.name} in {options.data_dir}\n")
-    print(size_table(splits, builder.config.layout.published_sizes) + "\n")
+    tell(f"{options.name} in {options.data_dir}")
+    tell()
+    for line in size_table(splits, builder.config.layout.published_sizes).splitlines():
+        tell(line)
+    tell()
     captions = [
         caption
         for dataset in splits.values()
         for captions_of_image in dataset["captions"]
         for caption in captions_of_image
     ]
-    print(_describe_captions(captions, tokenizer, options.tokenizer or "CLIP"))
+    tell(_describe_captions(captions, tokenizer, options.tokenizer or "CLIP"))
     for line in _describe_images([path for dataset in splits.values() for path in image_paths(dataset)]):
-        print(line)
+        tell(line)
     if output:
         all_splits = datasets.concatenate_datasets(list(splits.values()))
         with complete_file(output) as unfinished:
             draw_contact_sheet(all_splits, seed=options.seed).save(unfinished)
-        print(f"picture: {output}")
+        tell(f"picture: {output}")
 
 
 if __name__ == "__main__":

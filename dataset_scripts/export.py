@@ -11,11 +11,12 @@ import datasets
 from datasets.info import DatasetInfosDict
 from datasets.table import embed_table_storage
 from datasets.utils.metadata import MetadataConfigs
-from huggingface_hub import DatasetCardData, HfApi
-from huggingface_hub.errors import RepositoryNotFoundError
+from huggingface_hub import DatasetCardData
 
-from ..utils.command_line import CommandParser, add_shared_option, command, say
+from ..hub.publish import publish, require_publishable
+from ..utils.command_line import CommandParser, add_shared_option, command, require_push, say, tell
 from ..utils.files import complete_folder, require_new_folder
+from ..utils.text import plain_markdown
 from . import BENCHMARKS
 from .base import image_paths
 from .describe import size_table
@@ -112,9 +113,14 @@ def _make_metadata(
 
 def _make_synthetic_section(data_dir: Path) -> str:
     known = json.loads((data_dir / LABELS_FILE).read_text(encoding="utf-8"))
-    arguments = ", ".join(f"{name} {value}" for name, value in known["benchmark"].items() if value is not None)
+    arguments = ", ".join(
+        plain_markdown(f"{name} {value}") for name, value in known["benchmark"].items() if value is not None
+    )
     oracle = ", ".join(f"{split} {value:.1f}%" for split, value in known["oracle_rank1"].items())
-    attributes = "\n".join(f"| {name} | {', '.join(values)} |" for name, values in known["attributes"].items())
+    attributes = "\n".join(
+        f"| {plain_markdown(name)} | {plain_markdown(', '.join(values))} |"
+        for name, values in known["attributes"].items()
+    )
     return (
         "## How it was made\n\nThe images are drawn with Pillow, and a grammar writes the captions. The arguments: "
         f"{arguments}.\n\n"
@@ -147,39 +153,6 @@ def export(builder: datasets.DatasetBuilder, output_dir: Path, shard_bytes: int 
             draw_contact_sheet(splits["test" if "test" in splits else "train"]).save(folder / _SHEET, quality=85)
 
 
-def require_private(name: str) -> None:
-    """Checks that a data set on the Hub does not exist yet or is private.
-
-    Raises:
-        ValueError: it exists and is public.
-    """
-    try:
-        is_private = HfApi().repo_info(name, repo_type="dataset").private
-    except RepositoryNotFoundError:
-        return
-    if not is_private:
-        raise ValueError(f"{name} is a public repository: use --public if the terms allow these data to be public")
-
-
-def push(folder: Path, name: str, public: bool) -> str:
-    """Uploads an exported folder as a data set, which is private unless `public` is set.
-
-    Returns:
-        The full name on the Hub.
-
-    Raises:
-        ValueError: there is a public repository of this name, and `public` is not set.
-    """
-    if not public:
-        require_private(name)
-    api = HfApi()
-    name = api.create_repo(name, repo_type="dataset", private=not public, exist_ok=True).repo_id
-    api.upload_folder(
-        repo_id=name, repo_type="dataset", folder_path=folder, commit_message="Export of a person-retrieval benchmark"
-    )
-    return name
-
-
 def make_parser() -> CommandParser:
     parser = CommandParser("python -m eccl.dataset_scripts.export", __doc__)
     parser.add_argument("name", choices=BENCHMARKS, help="benchmark to export")
@@ -191,10 +164,10 @@ def make_parser() -> CommandParser:
         metavar="USER/NAME",
         help="name of a data set on the Hub to upload the folder to; a new data set is private",
     )
-    parser.add_argument(
-        "--public",
-        action="store_true",
-        help="make the new data set public, or upload to a public one; only if the terms of the benchmark allow it",
+    add_shared_option(
+        parser,
+        "public",
+        help="with --push_to_hub: let everybody read the data set; only if the terms of the benchmark allow it",
     )
     return parser
 
@@ -203,21 +176,20 @@ def make_parser() -> CommandParser:
 def main(arguments: list[str]) -> None:
     parser = make_parser()
     options = parser.parse_args(arguments)
-    if options.public and not options.push_to_hub:
-        parser.error("--public only applies to --push_to_hub, which is missing")
+    require_push(parser, options)
     output_dir = Path(options.output_dir).expanduser().absolute()
     require_new_folder(output_dir)
-    if options.push_to_hub and not options.public:
-        require_private(options.push_to_hub)
+    if options.push_to_hub:
+        require_publishable(options.push_to_hub, "data set", options.public)
     say(f"checking {options.name} in {options.data_dir}")
     builder = datasets.load_dataset_builder(options.name, data_dir=options.data_dir, on_bad_image=options.on_bad_image)
     builder.download_and_prepare()
     export(builder, output_dir)
-    print(f'{options.output_dir}: load it anywhere with datasets.load_dataset("{options.output_dir}")')
+    tell(f'{options.output_dir}: load it anywhere with datasets.load_dataset("{options.output_dir}")')
     if options.push_to_hub:
-        name = push(output_dir, options.push_to_hub, options.public)
+        name = publish(output_dir, options.push_to_hub, options.public, "Export of a person-retrieval benchmark")
         reason = "" if options.public else ", private: the owners give the benchmarks for research, on request"
-        print(f"pushed to {name}{reason}")
+        tell(f"pushed to {name}{reason}")
 
 
 if __name__ == "__main__":

@@ -6,17 +6,22 @@ Several --model, and several --dataset with one --data_dir each, score every mod
 """
 
 import argparse
+import contextlib
 import json
 import math
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from eccl.hub.model_card import DIRECTIONS, METRICS
-from eccl.utils.command_line import CommandParser, add_shared_option, command, end_launched_process, say
-from eccl.utils.files import require_writable_folder
+from eccl.utils.command_line import CommandParser, add_shared_option, command, end_launched_process, say, tell
+from eccl.utils.files import complete_file, locked_folder, require_absent, require_no_input, require_writable_folder
 
 if TYPE_CHECKING:
     from eccl.eval.scoring import Evaluation
+
+
+_OUTPUTS = ("results.json", "results.md", "matching_curve.png", "rankings.png")
 
 
 def make_parser() -> CommandParser:
@@ -41,6 +46,7 @@ def make_parser() -> CommandParser:
         "--cache_dir", help="folder that keeps the embeddings, so that a repeated evaluation reads them"
     )
     parser.add_argument("--before", help="results.json of an earlier evaluation, shown as a row of the same table")
+    add_shared_option(parser, "overwrite")
     add_shared_option(parser, "batch_size")
     add_shared_option(parser, "num_workers", help="number of worker processes that decode images, in each process")
     return parser
@@ -84,9 +90,16 @@ def check_arguments(parser: CommandParser, options: argparse.Namespace) -> None:
         parser.error("--rerank only applies to text_to_image, because it compares images with images")
     if options.before and len(options.dataset) > 1:
         parser.error(f"--before shows one earlier evaluation, but there are {len(options.dataset)} --dataset: give one")
-    for folder in (options.output_dir, options.cache_dir):
-        if folder:
+    if options.overwrite and not options.output_dir:
+        parser.error("--overwrite only applies to --output_dir, which is missing")
+    inputs = {"--model": options.model, "--base": [options.base], "--data_dir": options.data_dir}
+    for option in ("output_dir", "cache_dir"):
+        if folder := getattr(options, option):
+            for name, given in ((name, each) for name, values in inputs.items() for each in values):
+                require_no_input(Path(folder), {name: given}, f"--{option}", may_contain_inputs=True)
             require_writable_folder(Path(folder))
+    if options.output_dir:
+        require_absent([Path(options.output_dir, name) for name in _OUTPUTS], options.overwrite)
 
 
 def read_before(file: Path) -> dict[str, float]:
@@ -131,11 +144,14 @@ def main(arguments: list[str]) -> None:
         # Two models with this label would share a row of the table.
         label="after" if before and len(options.model) == 1 else None,
     )
-    evaluation = evaluate_models(options.model, benchmarks, settings)
-    # The outcome is in the main process only.
-    if evaluation.results:
-        oracle = benchmarks[0].oracle if len(benchmarks) == 1 else None
-        report(evaluation, before, oracle, Path(options.output_dir) if options.output_dir else None)
+    folder = Path(options.output_dir) if options.output_dir else None
+    is_main_process = int(os.environ.get("RANK", "0")) == 0
+    with locked_folder(folder) if folder and is_main_process else contextlib.nullcontext():
+        evaluation = evaluate_models(options.model, benchmarks, settings)
+        # The outcome is in the main process only.
+        if evaluation.results:
+            oracle = benchmarks[0].oracle if len(benchmarks) == 1 else None
+            report(evaluation, before, oracle, folder)
 
 
 def report(
@@ -158,17 +174,21 @@ def report(
         summary["before"] = before
     if oracle is not None:
         summary["oracle_rank1"] = oracle
-    text = make_report(evaluation.results, before, oracle)
-    print(text)
+    for line in make_report(evaluation.results, before, oracle).splitlines():
+        tell(line)
     if folder is None:
         return
-    write_report(folder, evaluation.results, text, summary)
-    written = [folder / "results.json", folder / "results.md", folder / "matching_curve.png"]
-    draw_matching_curves(evaluation.first_ranks).save(written[-1])
+    pictures = {"matching_curve.png": draw_matching_curves(evaluation.first_ranks)}
     if evaluation.first and evaluation.first.direction == "text_to_image":
-        written.append(folder / "rankings.png")
-        picture_rankings(evaluation.first).save(written[-1])
-    print(f"written: {', '.join(map(str, written))}")
+        pictures["rankings.png"] = picture_rankings(evaluation.first)
+    write_report(folder, evaluation.results, summary, before, oracle)
+    for name, picture in pictures.items():
+        with complete_file(folder / name) as unfinished:
+            picture.save(unfinished)
+    # `rankings.png` of an earlier evaluation would not belong to this one.
+    for name in set(_OUTPUTS[2:]) - pictures.keys():
+        (folder / name).unlink(missing_ok=True)
+    tell(f"written: {', '.join(str(folder / name) for name in (*_OUTPUTS[:2], *pictures))}")
 
 
 if __name__ == "__main__":

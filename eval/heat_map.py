@@ -7,8 +7,8 @@ python -m eccl.eval.heat_map --model DIR --image person.jpg --sentence "a man in
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..utils.command_line import CommandParser, add_shared_option, command, say
-from ..utils.files import complete_file, require_picture_path
+from ..utils.command_line import CommandParser, add_shared_option, command, say, tell
+from ..utils.files import complete_file, require_no_input, require_picture_path
 
 if TYPE_CHECKING:
     import torch
@@ -138,6 +138,7 @@ def main(arguments: list[str]) -> None:
     options = make_parser().parse_args(arguments)
     output, image_file = Path(options.output), Path(options.image)
     require_picture_path(output)
+    require_no_input(output, {"--image": image_file, "--model": options.model}, "--output")
     if not image_file.is_file():
         raise FileNotFoundError(f"--image is {image_file}, but there is no such file")
     say(f"loading {options.model}")
@@ -153,8 +154,8 @@ def main(arguments: list[str]) -> None:
         draw_heat_map(image, scores, options.phrase).save(unfinished)
     rows, columns = scores.shape
     row, column = divmod(int(scores.argmax()), columns)
-    print(f"best match for {options.phrase!r}: row {row}, column {column} of {rows} x {columns} patches, from 0")
-    print(f"written: {output}")
+    tell(f"best match for {options.phrase!r}: row {row}, column {column} of {rows} x {columns} patches, from 0")
+    tell(f"written: {output}")
 
 
 if __name__ == "__main__":

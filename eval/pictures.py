@@ -8,6 +8,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from ..utils.sheets import draw_ranked_images
+from ..utils.text import printable
 
 _RANKS = 10
 # The curves are drawn at twice the size and reduced, for smooth edges.
@@ -101,7 +102,7 @@ def draw_matching_curves(first_ranks: dict[str, np.ndarray], max_rank: int = 50)
         draw.line(points, fill=colour, width=3 * _SCALE, joint="curve")
         y = height + index * line_height + line_height // 4
         draw.line((left, y, left + 24 * _SCALE, y), fill=colour, width=3 * _SCALE)
-        draw.text((left + 32 * _SCALE, y), label, "black", font_size=font, anchor="lm")
+        draw.text((left + 32 * _SCALE, y), printable(label), "black", font_size=font, anchor="lm")
     return image.resize((width // _SCALE, full_height // _SCALE), Image.Resampling.LANCZOS)
 
 

@@ -1,8 +1,9 @@
 """The report of an evaluation: tables with the published figures, JSON, and the metadata block for a model card."""
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import yaml
 from huggingface_hub.repocard_data import eval_results_to_model_index
 
 from ..hub.model_card import DIRECTIONS, METRICS, Result, format_table, to_eval_results
+from ..utils.files import complete_file
+from ..utils.text import plain_markdown, printable
 
 _PUBLISHED = Path(__file__).parent / "published_results.json"
 
@@ -43,9 +46,9 @@ def _make_section(results: list[Result], before: dict[str, float] | None, oracle
     to_image = first.direction == "text_to_image"
     query, answer = ("caption", "image") if to_image else ("image", "caption")
     paragraphs = [
-        f"{first.dataset} in {first.data_dir}, split {first.split}, {DIRECTIONS[first.direction]}: every {query} of "
-        f"the split queries every {answer} of the split; {first.queries:,} queries, {first.gallery:,} {answer}s in "
-        "the gallery. All figures are in percent."
+        f"{first.dataset} in {plain_markdown(first.data_dir)}, split {first.split}, {DIRECTIONS[first.direction]}: "
+        f"every {query} of the split queries every {answer} of the split; {first.queries:,} queries, "
+        f"{first.gallery:,} {answer}s in the gallery. All figures are in percent."
     ]
     rows: dict[str, dict[str, float | None]] = {"before": dict(before)} if before and to_image else {}
     rows |= {result.name: dict(result.metrics) for result in results}
@@ -67,17 +70,54 @@ def make_model_index(results: Sequence[Result]) -> str:
     blocks: list[dict[str, Any]] = []
     for model in dict.fromkeys(result.model for result in results):
         entries = to_eval_results([result for result in results if result.model == model])
-        blocks += eval_results_to_model_index(Path(model).name or model, entries)
+        blocks += eval_results_to_model_index(printable(Path(model).name or model), entries)
     return yaml.safe_dump({"model-index": blocks}, sort_keys=False, allow_unicode=True)
 
 
-def write_report(folder: Path, results: Sequence[Result], report: str, summary: dict[str, Any]) -> None:
-    """Writes `results.json` (the summary and every result) and `results.md` (the report and the model index)."""
+def hide_paths(results: Sequence[Result]) -> list[Result]:
+    """Returns results that name models and data by the last part of their paths, so that they can be given away.
+
+    Names of the Hub stay as they are. If two paths have the same last part, both get as many parts as tell them apart.
+    """
+    models, folders = (
+        _last_parts(names) for names in ([each.model for each in results], [each.data_dir for each in results])
+    )
+    return [replace(each, model=models[each.model], data_dir=folders[each.data_dir]) for each in results]
+
+
+def _last_parts(names: Sequence[str]) -> dict[str, str]:
+    parts = {name: Path(os.path.abspath(name)).parts[1:] if os.path.exists(name) else (name,) for name in names}
+    for count in range(1, max(map(len, parts.values())) + 1):
+        short = {name: "/".join(each[-count:]) for name, each in parts.items()}
+        if len(set(short.values())) == len(short):
+            break
+    return short
+
+
+def write_report(
+    folder: Path,
+    results: Sequence[Result],
+    summary: Mapping[str, Any],
+    before: Mapping[str, float] | None = None,
+    oracle: float | None = None,
+) -> None:
+    """Writes `results.json` (the summary and every result) and `results.md` (the report and the model index).
+
+    The files have names and digests of models and data, and no paths of this machine.
+    """
+    results = hide_paths(results)
     folder.mkdir(parents=True, exist_ok=True)
-    content = summary | {"results": [asdict(result) for result in results]}
-    (folder / "results.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    index = f"This block can be copied into the metadata of a model card:\n\n```yaml\n{make_model_index(results)}```\n"
-    (folder / "results.md").write_text(f"{report}\n\n{index}", "utf-8", "backslashreplace")
+    content = {**summary, "results": [asdict(result) for result in results]}
+    with complete_file(folder / "results.json") as unfinished:
+        unfinished.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    digests = {f"{plain_markdown(each.model)}: {each.weights_sha256}": None for each in results if each.weights_sha256}
+    sections = [
+        make_report(results, dict(before) if before else None, oracle),
+        "\n".join(["SHA-256 of the weights:", "", *(f"- {line}" for line in digests)]),
+        f"This block can be copied into the metadata of a model card:\n\n```yaml\n{make_model_index(results)}```\n",
+    ]
+    with complete_file(folder / "results.md") as unfinished:
+        unfinished.write_text("\n\n".join(sections), "utf-8", "backslashreplace")
 
 
-__all__ = ["make_model_index", "make_report", "published_rows", "write_report"]
+__all__ = ["hide_paths", "make_model_index", "make_report", "published_rows", "write_report"]

@@ -26,6 +26,7 @@ from ..hub.loading import load_model
 from ..hub.model_card import DIRECTIONS, Result
 from ..modeling_eccl import ECCLModel
 from ..processing_eccl import ECCLProcessor
+from ..training.fingerprint import digest_split
 from ..training.losses import unit_rows
 from ..utils.command_line import say
 from ..utils.files import complete_file
@@ -45,6 +46,7 @@ class Benchmark:
         dataset: the split itself, one row per image.
         differences: how the size of the split differs from the published one; empty if it does not.
         oracle: the oracle's Rank-1 on this split in percent; `None` if the data set is not synthetic.
+        digest: SHA-256 of the split, see [`digest_split`].
     """
 
     name: str
@@ -53,6 +55,7 @@ class Benchmark:
     dataset: datasets.Dataset
     differences: list[str]
     oracle: float | None
+    digest: str | None = None
 
 
 @dataclass(frozen=True)
@@ -159,7 +162,8 @@ def load_benchmarks(
         dataset = builder.as_dataset(split=split)
         differences = published_differences(builder.config.layout, split, dataset)
         oracle = read_oracle(builder.annotation.parent, split)
-        benchmarks.append(Benchmark(name, data_dir, split, dataset, differences, oracle))
+        digest = digest_split(dataset)
+        benchmarks.append(Benchmark(name, data_dir, split, dataset, differences, oracle, digest))
     return benchmarks
 
 
@@ -198,11 +202,12 @@ def evaluate_models(models: Sequence[str], benchmarks: Sequence[Benchmark], sett
     for name in models:
         say(f"evaluating {name}")
         model, processor = load_model(name, settings.base)
+        digest = digest_model(model)
         for benchmark, benchmark_label in zip(benchmarks, benchmark_labels, strict=True):
             embeds = embed_cached(model, processor, benchmark.dataset, settings, progress=state.is_main_process)
             if state.is_main_process:
                 labels = model_labels[name], benchmark_label
-                add_scores(evaluation, name, benchmark, embeds, settings, labels)
+                add_scores(evaluation, name, digest, benchmark, embeds, settings, labels)
     return evaluation
 
 
@@ -225,6 +230,7 @@ def label_benchmarks(benchmarks: Sequence[Benchmark]) -> list[str]:
 def add_scores(
     evaluation: Evaluation,
     name: str,
+    digest: str,
     benchmark: Benchmark,
     embeds: SplitEmbeddings,
     settings: Settings,
@@ -235,6 +241,7 @@ def add_scores(
     Args:
         evaluation: is changed.
         name: the model, as the user named it.
+        digest: the digest of its weights.
         benchmark: the split behind `embeds`.
         embeds: the split, encoded by the model.
         settings: gives the directions.
@@ -259,6 +266,8 @@ def add_scores(
                 metrics=metrics,
                 differs=benchmark.differences,
                 label=settings.label,
+                weights_sha256=digest,
+                data_sha256=benchmark.digest,
             )
             evaluation.results.append(result)
             label = (" (re-ranked)" if reranked else "").join(curve_labels)
@@ -317,12 +326,18 @@ def _read_cached(file: Path) -> SplitEmbeddings | None:
         return None
 
 
-def _cache_key(model: ECCLModel, processor: ECCLProcessor, dataset: datasets.Dataset) -> str:
-    """Returns a digest of the data, the weights, the preprocessing and the configuration."""
-    digest = hashlib.sha256(dataset._fingerprint.encode())
+def digest_model(model: ECCLModel) -> str:
+    """Computes a SHA-256 digest of the names, the types and the values of all weights."""
+    digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _cache_key(model: ECCLModel, processor: ECCLProcessor, dataset: datasets.Dataset) -> str:
+    """Returns a digest of the data, the weights, the preprocessing and the configuration."""
+    digest = hashlib.sha256(f"{dataset._fingerprint} {digest_model(model)}".encode())
     digest.update(json.dumps([str(processor.image_processor), processor.max_text_length, str(model.config)]).encode())
     return digest.hexdigest()[:32]
 

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import math
 import os
 import re
 import warnings
@@ -19,7 +20,7 @@ from ..configuration_eccl import ECCLConfig
 from ..modeling_eccl import (
     ECCLModel,
     ECCLPromptLearner,
-    naming_damaged_weights,
+    naming_checkpoint_errors,
     require_finite,
     require_tensors,
     share_weights,
@@ -28,6 +29,13 @@ from ..modeling_eccl import (
 logger = logging.getLogger(__name__)
 
 TARGET_MODULES = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
+# Beside an adapter whose base is a folder: the path of that folder, for this machine alone. It is never published.
+_BASE_FOLDER_FILE = "base_folder.txt"
+# What may differ between the `adapter_config.json` of two adapters of this project.
+_FREE_SETTINGS = {
+    *("r", "lora_alpha", "lora_dropout", "base_model_name_or_path", "revision", "inference_mode", "auto_mapping"),
+    "peft_version",
+}
 # In the `config.json` of an adapter.
 _DIGESTS_KEY = "base_weights_sha256"
 # The prompts belong to the adapter. The image positions were resized, and interpolation rounds differently elsewhere.
@@ -67,16 +75,28 @@ class ECCLPeftModel(PeftModel):
 
     checks_base = True
 
-    def __init__(self, model: ECCLModel, *args: Any, **kwargs: Any):
+    def __init__(self, model: ECCLModel, peft_config: PeftConfig, *args: Any, **kwargs: Any):
+        _require_own_settings(peft_config, model)
         base_digests = digest_weights(model)
-        super().__init__(model, *args, **kwargs)
+        super().__init__(model, peft_config, *args, **kwargs)
         self.base_digests = base_digests
+
+    def add_adapter(self, adapter_name: str, peft_config: PeftConfig, *args: Any, **kwargs: Any) -> None:
+        """Adds an adapter, as peft does, but refuses other settings than those of [`attach_lora`].
+
+        Raises:
+            ValueError: a setting differs; the message names it.
+        """
+        _require_own_settings(peft_config, cast(ECCLModel, self.get_base_model()))
+        super().add_adapter(adapter_name, peft_config, *args, **kwargs)
 
     def save_pretrained(self, save_directory: str, *args: Any, **kwargs: Any) -> None:
         """Writes the adapters, each with a `config.json`: the shape of the model, and the digests of the base.
 
         The first adapter (`default`) is written to the folder itself, the others to subfolders with their names.
         """
+        # By default peft looks for the base, to learn whether its vocabulary has been changed.
+        kwargs.setdefault("save_embedding_layers", False)
         super().save_pretrained(save_directory, *args, **kwargs)
         if not kwargs.get("is_main_process", True):
             return
@@ -111,13 +131,13 @@ class ECCLPeftModel(PeftModel):
         hub_arguments, _ = self._split_kwargs(kwargs)
         if self.checks_base if check_base is None else check_base:
             self._check_base(model_id, hub_arguments)
-        with naming_damaged_weights(f"the adapter {model_id}"):
+        with naming_checkpoint_errors(f"the adapter {model_id}"):
             stored = load_peft_weights(model_id, device="cpu", **hub_arguments)
         require_finite(f"the adapter {model_id}", stored)
         is_new = adapter_name not in self.peft_config
         try:
             result = super().load_adapter(model_id, adapter_name, *args, **kwargs)
-            expected = get_peft_model_state_dict(self, adapter_name=adapter_name)
+            expected = get_peft_model_state_dict(self, adapter_name=adapter_name, save_embedding_layers=False)
             require_tensors(f"the adapter {model_id}", stored, expected)
         except (ValueError, RuntimeError) as error:
             # With the only adapter gone there would be no model left; its caller has none yet.
@@ -195,15 +215,44 @@ def attach_lora(model: ECCLModel, rank: int = 4, alpha: int = 4) -> ECCLPeftMode
         The model as a peft model, which `Trainer` can save, resume and load again.
 
     Raises:
-        ValueError: the model has no prompts.
+        ValueError: the model has no prompts; or the rank is larger than its widths.
     """
     if model.prompt_learner is None:
         raise ValueError("the model has no prompts (num_prompt_tokens is 0): build it with ECCLModel.from_clip first")
-    config = LoraConfig(
+    with _without_deprecations():
+        return ECCLPeftModel(model, _make_settings(rank, alpha))
+
+
+def _make_settings(rank: int, alpha: int) -> LoraConfig:
+    return LoraConfig(
         r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=TARGET_MODULES, modules_to_save=["prompt_learner"]
     )
-    with _without_deprecations():
-        return ECCLPeftModel(model, config)
+
+
+def _require_own_settings(settings: PeftConfig, model: ECCLModel) -> None:
+    """Refuses an adapter with other settings than those of this project, before peft acts on them.
+
+    Some settings of peft are patterns that it evaluates, names of modules that it imports, or layers that it copies.
+
+    Raises:
+        ValueError: a setting differs; or the rank is larger than the widths of the model. The message names it.
+    """
+    if not isinstance(settings, LoraConfig):
+        raise ValueError(f"an adapter of ECCL has peft_type LORA, this one has {settings.peft_type}")
+    largest = max(encoder.hidden_size for encoder in model.config.encoder_configs)
+    if not (isinstance(settings.r, int) and 1 <= settings.r <= largest):
+        raise ValueError(
+            f"the rank of LoRA is {settings.r}, it must be between 1 and the width of the model, {largest}"
+        )
+    if not (isinstance(settings.lora_alpha, (int, float)) and math.isfinite(settings.lora_alpha)):
+        raise ValueError(f"lora_alpha is {settings.lora_alpha!r}, it must be a number")
+    own = _make_settings(settings.r, 1).to_dict()
+    for name, value in settings.to_dict().items():
+        if name not in _FREE_SETTINGS and value != own[name]:
+            raise ValueError(
+                f"{name} is {value!r} in the settings of the adapter, an adapter of ECCL has {own[name]!r}: other "
+                "settings are refused, because some make peft run patterns or code"
+            )
 
 
 def merge_lora(model: PeftModel) -> ECCLModel:
@@ -217,18 +266,33 @@ def save_adapter(model: PeftModel, folder: str | Path, base: str | None) -> None
     Args:
         model: a model from [`attach_lora`].
         folder: the folder that gets `adapter_config.json`, `adapter_model.safetensors` and `config.json`.
-        base: Hub id or folder of the CLIP that [`ECCLModel.from_clip`] got; of a folder, the absolute path is stored.
-            With `None` the adapter names no base, and [`load_adapter`] must be told it.
+        base: Hub id or folder of the CLIP that [`ECCLModel.from_clip`] got. Of a folder, `adapter_config.json` gets
+            the name (`./NAME`), and the file `base_folder.txt`, which is never published, the absolute path. With
+            `None` the adapter names no base, and [`load_adapter`] must be told it.
     """
-    if base is not None and Path(base).is_dir():
-        base = str(Path(base).resolve())
-    model.peft_config[model.active_adapter].base_model_name_or_path = base
+    path = Path(base).resolve() if base is not None and Path(base).is_dir() else None
+    model.peft_config[model.active_adapter].base_model_name_or_path = f"./{path.name}" if path else base
     model.save_pretrained(str(folder))
+    if path:
+        Path(folder, _BASE_FOLDER_FILE).write_text(f"{path}\n", "utf-8", "surrogateescape")
 
 
 def is_path(base: str) -> bool:
     """Returns whether the name of a base is a folder of this machine, or of another one, and no Hub id."""
     return Path(base).is_dir() or re.match(r"[./~\\]|[A-Za-z]:", base) is not None
+
+
+def resolve_base(name: str | Path, base: str | None) -> str | None:
+    """Returns the base that an adapter names; the path of the folder if it is `./NAME` and the adapter knows the path.
+
+    Args:
+        name: folder or Hub id of the adapter.
+        base: the base as `adapter_config.json` has it.
+    """
+    file = Path(name, _BASE_FOLDER_FILE)
+    if base and is_path(base) and file.is_file():
+        return file.read_text("utf-8", "surrogateescape").strip()
+    return base
 
 
 def find_base(name: str | Path, base: str | None = None) -> str:
@@ -242,7 +306,8 @@ def find_base(name: str | Path, base: str | None = None) -> str:
         ValueError: the adapter does not name its base, and `base` is not given.
         FileNotFoundError: the base is a folder that does not exist.
     """
-    base = base or PeftConfig.from_pretrained(str(name)).base_model_name_or_path
+    if not base:
+        base = resolve_base(name, PeftConfig.from_pretrained(str(name)).base_model_name_or_path)
     if not base:
         raise ValueError(f"the adapter {name} does not name the model that it was trained on: give it as base")
     # The Hub would be asked for a name that is no folder.
@@ -271,19 +336,25 @@ def load_adapter(
 
     Raises:
         ValueError: the adapter does not name its base, and `base` is not given; or the base has other weights than the
-            one that the adapter was trained on; or the adapter is not whole, see [`ECCLPeftModel.load_adapter`].
+            one that the adapter was trained on; or the adapter has other settings than those of this project, or is not
+            whole, see [`ECCLPeftModel.load_adapter`].
         OSError: there is no such folder or Hub repository.
     """
     name = str(name)
-    if base is None or isinstance(base, str):
-        config = ECCLConfig.from_pretrained(name)
-        place = find_base(name, base)
-        base = ECCLModel.from_clip(place, config.input_size, config.num_prompt_tokens, config.prompt_depth)
-    with _without_deprecations():
-        return cast(
-            ECCLPeftModel,
-            ECCLPeftModel.from_pretrained(base, name, adapter_name=adapter_name, check_base=check_base),
-        )
+    with naming_checkpoint_errors(f"the adapter {name}"):
+        settings = PeftConfig.from_pretrained(name)
+        # peft would make a model of another class, which checks nothing.
+        if settings.task_type is not None:
+            raise ValueError(f"the adapter {name} has task_type {settings.task_type!r}, an adapter of ECCL has none")
+        if base is None or isinstance(base, str):
+            config = ECCLConfig.from_pretrained(name)
+            place = find_base(name, base)
+            base = ECCLModel.from_clip(place, config.input_size, config.num_prompt_tokens, config.prompt_depth)
+        with _without_deprecations():
+            loaded = ECCLPeftModel.from_pretrained(
+                base, name, adapter_name=adapter_name, config=settings, check_base=check_base
+            )
+    return cast(ECCLPeftModel, loaded)
 
 
 @contextlib.contextmanager
@@ -315,5 +386,6 @@ __all__ = [
     "is_path",
     "load_adapter",
     "merge_lora",
+    "resolve_base",
     "save_adapter",
 ]

@@ -7,9 +7,10 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..utils.command_line import CommandParser, add_shared_option, at_least, command, say
+from ..utils.command_line import CommandParser, add_shared_option, at_least, command, require_push, say, tell
 from ..utils.files import complete_folder, require_new_folder, require_writable_folder
-from .publish import publish
+from ..utils.text import code_span
+from .publish import publish, require_publishable
 
 # Imported by the functions that need them, so that --help and a mistake in the arguments answer at once.
 if TYPE_CHECKING:
@@ -162,20 +163,21 @@ def make_parser() -> CommandParser:
         metavar="NAME",
         help="also publish the folder on the Hub as this model: USER/NAME, or NAME alone for the user who is logged in",
     )
+    add_shared_option(parser, "public")
     return parser
 
 
 @command
 def main(arguments: list[str]) -> None:
-    options = make_parser().parse_args(arguments)
+    parser = make_parser()
+    options = parser.parse_args(arguments)
+    require_push(parser, options)
     checkpoint, output_dir = Path(options.checkpoint), Path(options.output_dir).expanduser().resolve()
     require_new_folder(output_dir)
     require_writable_folder(output_dir)
     _require_file(checkpoint)
     if options.push_to_hub:
-        from huggingface_hub.utils import validate_repo_id
-
-        validate_repo_id(options.push_to_hub)
+        require_publishable(options.push_to_hub, "model", options.public)
     say(f"reading {checkpoint}")
     from ..modeling_eccl import ECCLModel
     from ..processing_eccl import ECCLProcessor, load_tokenizer
@@ -196,15 +198,14 @@ def main(arguments: list[str]) -> None:
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
         (folder / "README.md").write_text(card, "utf-8", "backslashreplace")
-    print(f"{output_dir}: {sum(tensor.numel() for tensor in model.parameters()):,} parameters")
+    tell(f"{output_dir}: {sum(tensor.numel() for tensor in model.parameters()):,} parameters")
     if not isinstance(processor, ECCLProcessor):
-        print(
+        tell(
             "the folder has no tokenizer: the vocabulary of the model is not CLIP's, and --tokenizer is not given. "
             "AutoModel loads the folder, AutoProcessor does not"
         )
     if options.push_to_hub:
-        say(f"uploading {output_dir}")
-        print(f"published: {publish(output_dir, options.push_to_hub)}")
+        tell(f"published: {publish(output_dir, options.push_to_hub, options.public)}")
 
 
 def _make_card(checkpoint: Path, name: str, config: "ECCLConfig") -> str:
@@ -215,8 +216,8 @@ def _make_card(checkpoint: Path, name: str, config: "ECCLConfig") -> str:
     height, width = config.input_size
     method = (
         f"This is {kind}, for images of {height} x {width} pixels. Its weights were converted from "
-        f"`{checkpoint.name}`, a checkpoint of the original code; LoRA, if the checkpoint has any, is merged into "
-        "them. The weights belong to the authors of the checkpoint."
+        f"{code_span(checkpoint.name)}, a checkpoint of the original code; LoRA, if the checkpoint has any, is merged "
+        "into them. The weights belong to the authors of the checkpoint."
     )
     return make_model_card(Facts(name, None, method))
 

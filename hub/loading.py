@@ -5,7 +5,7 @@ from os import PathLike
 import torch
 
 from ..configuration_eccl import checkpoint_kind
-from ..modeling_eccl import ECCLModel, load_sound_model
+from ..modeling_eccl import ECCLModel, load_sound_model, naming_checkpoint_errors
 from ..processing_eccl import ECCLProcessor, load_tokenizer
 from .adapter import find_base, load_adapter, merge_lora
 
@@ -25,30 +25,34 @@ def load_model(name: str | PathLike[str], base: str | None = None) -> tuple[ECCL
 
     Raises:
         ValueError: the checkpoint is of another kind; it is an adapter without a base, or with another base than the
-            one that it was trained on; its weights are damaged, incomplete, or not finite; or its processor does not
-            fit the model.
+            one that it was trained on; its files are damaged, ask for more than they have, or for code from elsewhere;
+            its weights are incomplete or not finite; or its processor does not fit the model.
         OSError: there is no such folder or Hub repository.
     """
     name = str(name)
-    kind = checkpoint_kind(name)
-    if kind == "adapter":
-        model = merge_lora(load_adapter(name, base))
-        tokenizer = load_tokenizer(find_base(name, base))
-        processor = ECCLProcessor.for_model(model.config, tokenizer)
-    elif kind == "clip":
-        model = ECCLModel.from_clip(name, num_prompt_tokens=0)
-        processor = ECCLProcessor.for_model(model.config, load_tokenizer(name))
-    else:
-        model = load_sound_model(ECCLModel, name, dtype=torch.float32)
-        processor = ECCLProcessor.from_pretrained(name)
-        try:
-            processor.require_fit(model.config)
-        except ValueError as error:
-            raise ValueError(f"the processor in {name} is not that of the model: {error}") from error
+    with naming_checkpoint_errors(name):
+        model, processor = _load(name, base)
     if torch.cuda.is_available():
         # mypy takes `cuda` for a plain function, because transformers decorates it.
         model = model.cuda()  # type: ignore[call-arg]
     return model.eval(), processor
+
+
+def _load(name: str, base: str | None) -> tuple[ECCLModel, ECCLProcessor]:
+    kind = checkpoint_kind(name)
+    if kind == "adapter":
+        model = merge_lora(load_adapter(name, base))
+        return model, ECCLProcessor.for_model(model.config, load_tokenizer(find_base(name, base)))
+    if kind == "clip":
+        model = ECCLModel.from_clip(name, num_prompt_tokens=0)
+        return model, ECCLProcessor.for_model(model.config, load_tokenizer(name))
+    model = load_sound_model(ECCLModel, name, dtype=torch.float32)
+    processor = ECCLProcessor.from_pretrained(name)
+    try:
+        processor.require_fit(model.config)
+    except ValueError as error:
+        raise ValueError(f"the processor in {name} is not that of the model: {error}") from error
+    return model, processor
 
 
 __all__ = ["load_model"]

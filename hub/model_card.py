@@ -1,10 +1,13 @@
 """The card (README.md) of a checkpoint: base model, training, measured figures, intended use and limits."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCardData
+
+from ..utils.text import code_span, plain_markdown
 
 METRICS = {"rank1": "Rank-1", "rank5": "Rank-5", "rank10": "Rank-10", "mAP": "mAP", "mINP": "mINP"}
 DIRECTIONS = {"text_to_image": "text to image", "image_to_text": "image to text"}
@@ -21,7 +24,7 @@ does not identify anyone."""
 _USE = """```python
 from transformers import pipeline
 
-search = pipeline("text-to-person-retrieval", model="{name}", trust_remote_code=True)
+search = pipeline("text-to-person-retrieval", model={name}, trust_remote_code=True)
 search.index("photos/")
 search("a woman in a red coat with a black backpack", top_k=5)
 ```
@@ -34,10 +37,10 @@ _USE_ADAPTER = """This is an adapter: LoRA matrices and prompts, without the mod
 ```python
 from eccl import load_model
 
-model, processor = load_model("{name}")
+model, processor = load_model({name})
 ```
 
-To give the base yourself: `load_model("{name}", base=FOLDER_OR_HUB_ID)`."""
+To give the base yourself, pass `base=FOLDER_OR_HUB_ID`."""
 _LICENCE = (
     "The terms of the base model and of the training data apply to the weights. The licence of the code in this "
     "repository is Apache-2.0."
@@ -60,6 +63,8 @@ class Result:
         metrics: the figures in percent, by the names in `METRICS`.
         differs: how the split differs from the published one; empty if it does not, or if no sizes were published.
         label: a name for tables that replaces `model`.
+        weights_sha256: digest of the model's weights, as they were scored.
+        data_sha256: digest of the split, see `digest_split` in fingerprint.py.
     """
 
     model: str
@@ -73,6 +78,8 @@ class Result:
     metrics: dict[str, float]
     differs: list[str] = field(default_factory=list)
     label: str | None = None
+    weights_sha256: str | None = None
+    data_sha256: str | None = None
 
     @property
     def name(self) -> str:
@@ -87,6 +94,7 @@ def format_table(rows: Mapping[str, Mapping[str, float | None]]) -> str:
     Args:
         rows: for each method its figures, by the names in `METRICS`.
     """
+    rows = {plain_markdown(name): figures for name, figures in rows.items()}
     width = max(len("method"), *map(len, rows))
     widths = [max(_CELL_WIDTH, len(title)) for title in METRICS.values()]
     titles = [title.ljust(size) for title, size in zip(METRICS.values(), widths, strict=True)]
@@ -128,7 +136,7 @@ class Facts:
     Args:
         name: the name of the checkpoint.
         base: Hub id or folder of the model that the training started from; `None` if the weights started randomly.
-        method: a paragraph that says how the checkpoint was made.
+        method: a paragraph in Markdown that says how the checkpoint was made.
         dataset: the training set and its sizes; `None` if the checkpoint was not trained by this program.
         settings: settings of the training, by their names.
         duration: duration of the training in seconds.
@@ -136,6 +144,7 @@ class Facts:
         results: figures that this program measured for the checkpoint.
         selection: how the checkpoint was selected among the epochs.
         is_adapter: whether the checkpoint is an adapter, which is loaded in another way than a model.
+        base_digest: SHA-256 of the base's weights in float16, see `digest_weights` in adapter.py.
     """
 
     name: str
@@ -148,6 +157,7 @@ class Facts:
     results: list[Result] = field(default_factory=list)
     selection: str | None = None
     is_adapter: bool = False
+    base_digest: str | None = None
 
 
 def make_model_card(
@@ -178,8 +188,9 @@ def make_model_card(
         eval_results=to_eval_results(facts.results) or None,
     )
     use = _USE_ADAPTER if facts.is_adapter else _USE
-    sections = [f"---\n{data.to_yaml()}\n---", f"# {facts.name}", facts.method]
-    sections += ["## Use", use.format(name=facts.name, base=f"`{base}`")]
+    sections = [f"---\n{data.to_yaml()}\n---", f"# {plain_markdown(facts.name)}", facts.method]
+    # A JSON string is also one of Python.
+    sections += ["## Use", use.format(name=json.dumps(facts.name), base=code_span(base))]
     if facts.dataset:
         sections += ["## Training", _describe_training(facts, base)]
     for result in facts.results:
@@ -192,14 +203,17 @@ def make_model_card(
 
 def _describe_training(facts: Facts, base: str | None) -> str:
     """Makes the list of the training's facts; `base` is the name of the model that it started from."""
-    lines = [f"- Data: {facts.dataset}", f"- Started from: {base or 'random weights'}"]
+    started = "random weights" if base is None else plain_markdown(base)
+    if facts.base_digest:
+        started += f" (SHA-256 of its weights in half precision: {facts.base_digest})"
+    lines = [f"- Data: {facts.dataset}", f"- Started from: {started}"]
     if facts.selection:
         lines.append(f"- Chosen: {facts.selection}")
     if facts.duration is not None:
         lines.append(f"- Duration: {facts.duration / 60:.1f} minutes")
     if facts.hardware:
-        lines.append(f"- Hardware and software: {facts.hardware}")
-    lines += [f"- {name}: {value}" for name, value in facts.settings.items()]
+        lines.append(f"- Hardware and software: {plain_markdown(facts.hardware)}")
+    lines += [f"- {name}: {plain_markdown(value)}" for name, value in facts.settings.items()]
     return "\n".join(lines)
 
 

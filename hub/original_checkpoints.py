@@ -6,6 +6,7 @@ prompts and LoRA matrices.
 
 import logging
 import re
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +19,8 @@ from ..configuration_eccl import ECCLConfig
 from ..modeling_eccl import ECCLModel, resize_position_grid
 
 logger = logging.getLogger(__name__)
+# Bytes that a small file may unpack to: torch compresses the code in its archives.
+_ALLOWANCE = 2**24
 
 # The parameters outside the layers: this project's names, and OpenAI's names.
 _NAMES = {
@@ -237,6 +240,9 @@ def _read_state(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is empty")
     if start.startswith(b"<"):
         raise ValueError(f"{path} is a web page, not a checkpoint: download the checkpoint file itself")
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            _require_size(path, sum(entry.file_size for entry in archive.infolist()))
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     # torch raises many kinds of errors for broken files. Each of them means that the file is not a readable checkpoint.
@@ -254,9 +260,22 @@ def _read_state(path: Path) -> dict[str, Any]:
         state = state[key]
     if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
         raise ValueError(f"{path} holds a {type(state).__name__}, it must hold a state dict whose keys are names")
+    # Views that repeat a few stored numbers could ask for all memory when they are copied.
+    _require_size(
+        path, sum(each.numel() * each.element_size() for each in state.values() if isinstance(each, torch.Tensor))
+    )
     while state and (prefix := next((each for each in _PREFIXES if all(key.startswith(each) for key in state)), None)):
         state = {key.removeprefix(prefix): value for key, value in state.items()}
     return state
+
+
+def _require_size(path: Path, size: int) -> None:
+    """Refuses a file whose content takes far more bytes in memory; tensors that share their numbers may take twice."""
+    stored = path.stat().st_size
+    if size > 2 * stored + _ALLOWANCE:
+        raise ValueError(
+            f"{path} has {stored:,} bytes, but its content would take {size:,}: it is not a usual checkpoint"
+        )
 
 
 def _recognise_format(state: dict[str, Any], path: str | Path) -> Callable[[str], str]:

@@ -5,8 +5,8 @@ python -m eccl.search.gallery --model DIR --images FOLDER --query "a woman in a 
 
 from pathlib import Path
 
-from ..utils.command_line import CommandParser, add_shared_option, command, say
-from ..utils.files import complete_file, require_picture_path
+from ..utils.command_line import CommandParser, add_shared_option, command, say, tell
+from ..utils.files import complete_file, require_no_input, require_picture_path
 
 
 def make_parser() -> CommandParser:
@@ -31,6 +31,7 @@ def main(arguments: list[str]) -> None:
     output = Path(options.output) if options.output else None
     if output:
         require_picture_path(output)
+        require_no_input(output, {"--model": options.model}, "--output")
         if output.resolve().is_relative_to(Path(options.images).resolve()):
             raise ValueError(f"--output is {output}, inside the folder of --images: the next search would find it")
     if not options.query.strip():
@@ -52,13 +53,13 @@ def main(arguments: list[str]) -> None:
         say(f"skipped {line}")
     # A list of sentences gives a list of results for each.
     (found,) = search([options.query], top_k=options.top_k)
-    print(f'"{options.query}" among {len(search.paths)} images:')
+    tell(f'"{options.query}" among {len(search.paths)} images:')
     for rank, match in enumerate(found, start=1):
-        print(f"{rank:3}  {match['score']:.3f}  {match['path']}")
+        tell(f"{rank:3}  {match['score']:.3f}  {match['path']}")
     if output:
         with complete_file(output) as unfinished:
             draw_ranked_images([(options.query, [(Path(match["path"]), None) for match in found])]).save(unfinished)
-        print(f"picture: {output}")
+        tell(f"picture: {output}")
 
 
 if __name__ == "__main__":

@@ -129,12 +129,19 @@ class ECCLTrainingArguments(TrainingArguments):
             "sampler differ from those of the checkpoint, for example on a smaller cluster."
         },
     )
+    overwrite: bool = field(
+        default=False,
+        metadata={
+            "help": "Replace the finished run, or the checkpoints, in --output_dir; other files are never removed."
+        },
+    )
     push_to_hub: bool = field(
         default=False,
         metadata={
-            "help": "Publish the final model once, at the end, as --hub_model_id (--hub_private_repo True: private)."
+            "help": "Publish the final model once, at the end, as --hub_model_id; it is private unless --public."
         },
     )
+    public: bool = field(default=False, metadata={"help": "With --push_to_hub: let everybody read the model."})
     remove_unused_columns: bool = field(
         default=False, metadata={"help": "Must stay False: the trainer needs every column of a batch."}
     )
@@ -234,6 +241,10 @@ class ECCLTrainingArguments(TrainingArguments):
         for name in names:
             if getattr(self, name) not in (getattr(TrainingArguments, name, None), None, {}):
                 raise ValueError(f"{name} is {getattr(self, name)!r}: it would do nothing here, leave it out")
+        if self.public and not self.push_to_hub:
+            raise ValueError("public only applies to push_to_hub, which is not set")
+        if self.hub_private_repo is False:
+            raise ValueError("hub_private_repo is False: to publish a public model, set public")
         if self.enable_jit_checkpoint:
             raise ValueError("enable_jit_checkpoint must be False: this trainer already writes a checkpoint on SIGTERM")
         if self.epoch_schedule and self.warmup_steps:
@@ -265,6 +276,12 @@ class ECCLTrainingArguments(TrainingArguments):
                 raise ValueError(f"losses: {name!r} is given twice")
             weights[name] = weight
         return weights
+
+    @property
+    def resume(self) -> str | bool | None:
+        """`resume_from_checkpoint`: a folder, or `True` for the last checkpoint; on a command line all are texts."""
+        given = self.resume_from_checkpoint
+        return {"true": True, "false": None}.get(str(given).lower(), given)
 
     @property
     def epoch_schedule(self) -> bool:

@@ -7,8 +7,10 @@ import re
 import shutil
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
 
 from accelerate import Accelerator
 from transformers import TrainerCallback
@@ -16,6 +18,8 @@ from transformers.trainer import SCHEDULER_NAME
 
 COMPLETE_FILE = "complete.json"
 _NAME = re.compile(r"checkpoint-(\d+)")
+# Seconds.
+_FORWARDED_WITHIN = 1.0
 
 
 def mark_complete(checkpoint: Path) -> None:
@@ -145,14 +149,42 @@ class CheckpointCallback(TrainerCallback):
 @contextlib.contextmanager
 def on_sigterm(action: Callable[[], None]) -> Iterator[None]:
     """Calls `action` on SIGTERM within the block; does nothing outside the main thread, where Python has no signals."""
+    with _handler(signal.SIGTERM, lambda *_: action()):
+        yield
+
+
+@contextlib.contextmanager
+def on_interrupt(action: Callable[[], None]) -> Iterator[None]:
+    """Calls `action` on the first Ctrl-C (SIGINT) within the block.
+
+    A second one goes to the handler that was there before; Python's own raises `KeyboardInterrupt`. Outside the main
+    thread it does nothing, and where Ctrl-C is ignored it stays ignored.
+    """
+    previous = signal.getsignal(signal.SIGINT)
+    first: list[float] = []
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if not first:
+            first.append(time.monotonic())
+            action()
+        # A launcher passes on the signal that the terminal has sent to all processes.
+        elif time.monotonic() - first[0] > _FORWARDED_WITHIN and callable(previous):
+            previous(number, frame)
+
+    with contextlib.nullcontext() if previous is signal.SIG_IGN else _handler(signal.SIGINT, handle):
+        yield
+
+
+@contextlib.contextmanager
+def _handler(number: signal.Signals, handle: Callable[[int, FrameType | None], None]) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    previous = signal.signal(signal.SIGTERM, lambda *_: action())
+    previous = signal.signal(number, handle)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        signal.signal(number, previous)
 
 
 def _flush(path: Path) -> None:
@@ -172,5 +204,6 @@ __all__ = [
     "find_incompleteness",
     "find_last_complete_checkpoint",
     "mark_complete",
+    "on_interrupt",
     "on_sigterm",
 ]

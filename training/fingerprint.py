@@ -12,6 +12,7 @@ import torch
 from .arguments import ECCLTrainingArguments
 
 RUN_FILE = "run.json"
+_RUN_ID = "run id"
 
 
 def describe_run(args: ECCLTrainingArguments, dataset: datasets.Dataset, model: torch.nn.Module) -> dict[str, Any]:
@@ -57,18 +58,39 @@ def find_changes(checkpoint: Path, run: dict[str, Any]) -> list[str]:
     Raises:
         ValueError: the record is not JSON.
     """
-    file = checkpoint / RUN_FILE
-    if not file.is_file():
-        return []
-    try:
-        recorded = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is not valid JSON: {error}") from error
+    recorded = _read_run(checkpoint)
     return [
         f"{name}: {_shorten(recorded[name])} in the checkpoint, {_shorten(value)} now"
         for name, value in run.items()
         if name in recorded and recorded[name] != value
     ]
+
+
+def write_run(checkpoint: Path, run: dict[str, Any], run_id: str) -> None:
+    """Writes the record of a checkpoint: the result of [`describe_run`], and the id of the run."""
+    (checkpoint / RUN_FILE).write_text(json.dumps({_RUN_ID: run_id} | run, indent=1), encoding="utf-8")
+
+
+def read_run_id(checkpoint: Path) -> str | None:
+    """Returns the id of the run that wrote a checkpoint; `None` if it has no record.
+
+    Raises:
+        ValueError: the record is not JSON.
+    """
+    return _read_run(checkpoint).get(_RUN_ID)
+
+
+def _read_run(checkpoint: Path) -> dict[str, Any]:
+    file = checkpoint / RUN_FILE
+    if not file.is_file():
+        return {}
+    try:
+        recorded = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is not valid JSON: {error}") from error
+    if not isinstance(recorded, dict):
+        raise ValueError(f"{file} holds a {type(recorded).__name__}, it must hold an object")
+    return recorded
 
 
 def _shorten(value: Any) -> str:
@@ -77,4 +99,4 @@ def _shorten(value: Any) -> str:
     return f"{value[:12]}..." if isinstance(value, str) and len(value) > 12 else str(value)
 
 
-__all__ = ["RUN_FILE", "describe_run", "digest_split", "find_changes"]
+__all__ = ["RUN_FILE", "describe_run", "digest_split", "find_changes", "read_run_id", "write_run"]

@@ -2,12 +2,12 @@
 
 import copy
 import functools
-import json
 import logging
 import math
 import os
 import shutil
 import signal
+import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,7 +31,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 from ..encoding_eccl import SplitEmbeddings, embed_split, leave_process_group
 from ..eval.person_retrieval.person_retrieval import score_embeddings
 from ..hub.adapter import merge_lora
-from ..modeling_eccl import ECCLModel, naming_damaged_weights, require_tensors, share_weights
+from ..modeling_eccl import ECCLModel, naming_checkpoint_errors, require_tensors, share_weights
 from .arguments import ECCLTrainingArguments, epoch_factor
 from .checkpoints import (
     CheckpointCallback,
@@ -39,9 +39,10 @@ from .checkpoints import (
     find_incompleteness,
     find_last_complete_checkpoint,
     mark_complete,
+    on_interrupt,
     on_sigterm,
 )
-from .fingerprint import RUN_FILE, describe_run, find_changes
+from .fingerprint import describe_run, find_changes, read_run_id, write_run
 from .monitor import StepMonitor
 from .objective import ECCLObjective, EncodedTrainingSet, PairBatch
 from .pairs import CaptionPairs, PairCollator
@@ -85,6 +86,8 @@ class ECCLTrainer(Trainer):
     train_dataset: Any
     pairs: CaptionPairs
     objective: ECCLObjective
+    # Each checkpoint carries it. A resumed run keeps it.
+    run_id: str = ""
 
     def __init__(
         self,
@@ -113,6 +116,7 @@ class ECCLTrainer(Trainer):
         self._monitor = StepMonitor()
         # With FSDP: the model without its weights, in which the shards are put together again.
         self._skeleton: ECCLModel | PeftModel | None = None
+        self._stop_signal = signal.SIGTERM
         self._checkpoint_callback = CheckpointCallback(self.accelerator)
         self.add_callback(self._checkpoint_callback)
         self.add_callback(_LoopCallback(self._start_epoch, self.objective))
@@ -248,13 +252,14 @@ class ECCLTrainer(Trainer):
             ValueError: the checkpoint is not complete, or was written with other losses, or, unless
                 `allow_changed_run` is set, with other data, another base or other batches.
             FloatingPointError: the loss or the gradient is NaN or infinite.
-            RuntimeError: a DataLoader worker has died.
-            SystemExit: with status 143, after SIGTERM, once a checkpoint is written.
+            RuntimeError: a DataLoader worker has died; or another run has written to the same `output_dir`.
+            SystemExit: with status 143 after SIGTERM, or 130 after Ctrl-C, once a checkpoint is written.
         """
         checkpoint = self._choose_checkpoint(resume_from_checkpoint)
+        self.run_id = self._choose_run_id(checkpoint)
         # A resumed run does not repeat the evaluation at the start.
         self.args.eval_on_start = self._eval_on_start and checkpoint is None
-        with on_sigterm(self.accelerator.set_trigger):
+        with on_sigterm(self.accelerator.set_trigger), on_interrupt(self._interrupt):
             if checkpoint is None:
                 self.start_objective()
             else:
@@ -262,11 +267,37 @@ class ECCLTrainer(Trainer):
                 self._check_weights(Path(checkpoint))
                 self._load_objective(Path(checkpoint))
             try:
-                return super().train(checkpoint, trial, ignore_keys_for_eval)
+                output = super().train(checkpoint, trial, ignore_keys_for_eval)
             except RuntimeError as error:
                 if _is_death_of_a_worker(error):
                     raise RuntimeError(_WORKER_DIED) from error
                 raise
+            self._check_best_checkpoint()
+            return output
+
+    def _interrupt(self) -> None:
+        self._stop_signal = signal.SIGINT
+        if self.is_local_process_zero():
+            # In a handler of a signal, `print` can fail.
+            os.write(2, b"Ctrl-C: stopping after this step, with a checkpoint; a second Ctrl-C stops at once\n")
+        self.accelerator.set_trigger()
+
+    def _choose_run_id(self, checkpoint: str | None) -> str:
+        """Returns the id of the run that is continued, or else a new one; all processes get the same."""
+        known = None if checkpoint is None else read_run_id(Path(checkpoint))
+        return broadcast_object_list([known or uuid.uuid4().hex])[0]
+
+    def _check_best_checkpoint(self) -> None:
+        """Refuses the best checkpoint, which was just loaded, if it is another run's."""
+        best = self.state.best_model_checkpoint
+        if not (self.args.load_best_model_at_end and best and Path(best).is_dir()):
+            return
+        # Earlier versions wrote no id.
+        if read_run_id(Path(best)) not in (None, self.run_id):
+            raise RuntimeError(
+                f"{best}, the best checkpoint, was written by another run: two runs have used {self.args.output_dir} "
+                "at the same time. Nothing more is written; train again, each run in a folder of its own"
+            )
 
     def _choose_checkpoint(self, asked: str | bool | None) -> str | None:
         output_dir = Path(self.args.output_dir)
@@ -317,7 +348,7 @@ class ECCLTrainer(Trainer):
         file = checkpoint / SAFE_WEIGHTS_NAME
         if not file.is_file():
             return
-        with naming_damaged_weights(str(file)), safetensors.safe_open(file, "pt") as weights:
+        with naming_checkpoint_errors(str(file)), safetensors.safe_open(file, "pt") as weights:
             require_tensors(str(file), weights.keys(), self.model.state_dict())
 
     def _load_objective(self, checkpoint: Path) -> None:
@@ -503,7 +534,7 @@ class ECCLTrainer(Trainer):
             folder.mkdir(parents=True, exist_ok=True)
             safetensors.torch.save_file(state, folder / OBJECTIVE_FILE)
         if self.args.should_save and folder.is_dir():
-            (folder / RUN_FILE).write_text(json.dumps(self._run, indent=1), encoding="utf-8")
+            write_run(folder, self._run, self.run_id)
             share_weights(folder)
 
     def whole_model(self) -> ECCLModel | PeftModel | None:
@@ -526,7 +557,7 @@ class ECCLTrainer(Trainer):
 
         Raises:
             OSError: the checkpoint could not be written; the older ones are still there.
-            SystemExit: after SIGTERM.
+            SystemExit: after SIGTERM or Ctrl-C.
         """
         checkpoint = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
         if self.args.should_save and checkpoint.exists():
@@ -548,12 +579,13 @@ class ECCLTrainer(Trainer):
             delete_older_checkpoints(checkpoint, self._save_total_limit, self.state.best_model_checkpoint)
         if self._checkpoint_callback.stopping:
             if self.args.should_save:
-                print(f"SIGTERM: stopped after step {self.state.global_step}, saved in {checkpoint}", flush=True)
-            raise SystemExit(128 + signal.SIGTERM)
+                reason = "Ctrl-C" if self._stop_signal == signal.SIGINT else "SIGTERM"
+                print(f"{reason}: stopped after step {self.state.global_step}, saved in {checkpoint}", flush=True)
+            raise SystemExit(128 + self._stop_signal)
         self._monitor.start()
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
-        # With save_strategy "best" this decides whether the checkpoint that SIGTERM asked for is written.
+        # With save_strategy "best" this decides whether the checkpoint that a signal asked for is written.
         return super()._determine_best_metric(metrics, trial) or self._checkpoint_callback.stopping
 
 

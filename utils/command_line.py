@@ -2,13 +2,24 @@
 
 import argparse
 import atexit
+import contextlib
 import functools
 import io
+import logging
+import multiprocessing
 import os
+import signal
 import sys
 import threading
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import Any, NoReturn
+
+from .text import printable
+
+# The exit status of a command that Ctrl-C has stopped, as shells count it.
+_INTERRUPTED = 128 + signal.SIGINT
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -37,7 +48,7 @@ class CommandParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Ends the program with one line on stderr and exit status 2."""
-        self.exit(2, f"error: {message} ({self.prog} --help lists the options)\n")
+        self.exit(2, f"error: {printable(message)} ({self.prog} --help lists the options)\n")
 
 
 def at_least(minimum: int) -> Callable[[str], int]:
@@ -67,6 +78,8 @@ _SHARED_OPTIONS: dict[str, dict[str, Any]] = {
     "tokenizer": {
         "help": "folder or Hub id of a CLIP tokenizer (default: the tokenizer of CLIP, which ships with this package)"
     },
+    "overwrite": {"action": "store_true", "help": "replace the results of an earlier run in the folder"},
+    "public": {"action": "store_true", "help": "with --push_to_hub: let everybody read the repository"},
     "on_bad_image": {
         "choices": ("error", "skip"),
         "default": "error",
@@ -89,9 +102,11 @@ def add_shared_option(parser: argparse.ArgumentParser, name: str, **changes: Any
 def command(main: Callable[[list[str]], None]) -> Callable[..., None]:
     """Decorates the `main` of a command: a user's mistake becomes one line on stderr and exit status 2.
 
-    `ValueError` and `OSError` count as mistakes of the user: a wrong value, a missing file, a server that refuses.
+    `ValueError`, `OSError` and the error of a wrong configuration count as mistakes of the user: a wrong value, a
+    missing file, a server that refuses.
     With `--debug` among the arguments they keep their traceback. Any other error is a defect of the program and always
-    keeps its traceback.
+    keeps its traceback. Ctrl-C becomes one line and exit status 130; a second one ends the process at once. Control
+    characters in errors, warnings and log messages are escaped.
 
     Args:
         main: a function of the list of arguments, without the name of the program.
@@ -108,15 +123,95 @@ def command(main: Callable[[list[str]], None]) -> Callable[..., None]:
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="backslashreplace")
         try:
-            main(arguments)
-        except (ValueError, OSError) as error:
+            with _printable_messages(), _interrupts():
+                main(arguments)
+        except KeyboardInterrupt:
             if "--debug" in arguments:
                 raise
+            say("stopped by Ctrl-C")
+            sys.exit(_INTERRUPTED)
+        except Exception as error:
+            if "--debug" in arguments or not _is_mistake(error):
+                raise
             # Some libraries break their messages into lines.
-            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+            print(f"error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
             sys.exit(2)
 
     return run
+
+
+def _is_mistake(error: Exception) -> bool:
+    # A configuration that has a wrong value; a command may not import the library for its class alone.
+    is_configuration = any(each.__name__ == "StrictDataclassError" for each in type(error).__mro__)
+    return isinstance(error, (ValueError, OSError)) or is_configuration
+
+
+def require_push(parser: CommandParser, options: argparse.Namespace) -> None:
+    """Refuses `--public` without `--push_to_hub`."""
+    if options.public and not options.push_to_hub:
+        parser.error("--public only applies to --push_to_hub, which is missing")
+
+
+@contextlib.contextmanager
+def _printable_messages() -> Iterator[None]:
+    """Escapes control characters in the messages of loggers and warnings: they can contain names of files."""
+    make_record, format_warning = logging.getLogRecordFactory(), warnings.formatwarning
+
+    def make_printable_record(*args: Any, **kwargs: Any) -> logging.LogRecord:
+        record = make_record(*args, **kwargs)
+        with contextlib.suppress(TypeError, ValueError):  # A wrong format: logging reports it itself.
+            message = record.getMessage()
+            if (clean := printable(message, keep="\n\t")) != message:
+                record.msg, record.args = clean, ()
+        return record
+
+    def format_printable_warning(*args: Any, **kwargs: Any) -> str:
+        return printable(format_warning(*args, **kwargs), keep="\n\t")
+
+    logging.setLogRecordFactory(make_printable_record)
+    warnings.formatwarning = format_printable_warning
+    try:
+        yield
+    finally:
+        logging.setLogRecordFactory(make_record)
+        warnings.formatwarning = format_warning
+
+
+@contextlib.contextmanager
+def _interrupts() -> Iterator[None]:
+    """Makes the first Ctrl-C raise `KeyboardInterrupt`, and a second one end the process, while it cleans up.
+
+    It does nothing outside the main thread, where Python has no signals, or where Ctrl-C is ignored, as under nohup.
+    """
+    previous = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or previous is signal.SIG_IGN:
+        yield
+        return
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, end_at_once)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        # After Ctrl-C, Python still waits for threads and worker processes.
+        if signal.getsignal(signal.SIGINT) is not end_at_once:
+            signal.signal(signal.SIGINT, previous)
+
+
+def end_at_once(number: int, frame: FrameType | None) -> NoReturn:
+    """Ends this process and its workers without a traceback; a handler of signals."""
+    for worker in multiprocessing.active_children():
+        worker.kill()
+    os.write(2, b"stopped at once\n")
+    os._exit(128 + number)
+
+
+def ignore_interrupts() -> None:
+    """Makes a worker process ignore Ctrl-C, which reaches it, too; the process that it works for stops it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def end_launched_process() -> None:
@@ -137,9 +232,29 @@ def end_launched_process() -> None:
 
 
 def say(message: str) -> None:
-    """Prints a line of progress on stderr at once; of the processes of a launch, only the first of a machine does."""
+    """Prints a line of progress on stderr at once; of the processes of a launch, only the first of a machine does.
+
+    Control characters are escaped, also by [`tell`].
+    """
     if os.environ.get("LOCAL_RANK", "0") == "0":
-        print(message, file=sys.stderr, flush=True)
+        print(printable(message), file=sys.stderr, flush=True)
 
 
-__all__ = ["CommandParser", "HelpFormatter", "add_shared_option", "at_least", "command", "end_launched_process", "say"]
+def tell(message: str = "") -> None:
+    """Prints a line of a command's result on stdout."""
+    print(printable(message), flush=True)
+
+
+__all__ = [
+    "CommandParser",
+    "HelpFormatter",
+    "add_shared_option",
+    "at_least",
+    "command",
+    "end_at_once",
+    "end_launched_process",
+    "ignore_interrupts",
+    "require_push",
+    "say",
+    "tell",
+]

@@ -1,10 +1,72 @@
-"""Writing files and folders: they appear under their name only when they are complete, and checks come first."""
+"""Writing files and folders: they appear under their name only when they are complete, and checks come first.
+
+A lock keeps two runs from writing to the same folder. What a killed run has left is removed by the next one.
+"""
 
 import contextlib
 import os
-import tempfile
-from collections.abc import Iterator
+import platform
+import shutil
+import sys
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+
+# Windows has no such locks; there, two runs can mix.
+if sys.platform != "win32":
+    import fcntl
+
+_LOCK_FILE = ".lock"
+
+
+@contextlib.contextmanager
+def locked_folder(folder: Path, name: Path | None = None) -> Iterator[None]:
+    """Keeps other processes from entering the same block for the same folder. It makes the folder if it is missing.
+
+    The lock is a file in the folder. The system releases it when the process ends, however it ends. Forked processes do
+    not inherit it. At the end the lock file is removed, and so is every folder that was made and is empty.
+
+    Args:
+        folder: the folder to lock.
+        name: what the message calls it; by default `folder`.
+
+    Raises:
+        BlockingIOError: another process is in such a block.
+        OSError: the folder cannot be made or written.
+    """
+    file = folder / _LOCK_FILE
+    made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
+    descriptor = _lock(file, name or folder)
+    try:
+        yield
+    finally:
+        # While the lock is held: a process that opens the file later sees that it has gone, and makes a new one.
+        file.unlink(missing_ok=True)
+        os.close(descriptor)
+        for parent in made:
+            with contextlib.suppress(OSError):  # The folder is not empty.
+                parent.rmdir()
+
+
+def _lock(file: Path, name: Path) -> int:
+    while True:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+        except FileNotFoundError:
+            continue  # Another process, at its end, has just removed the folder.
+        if sys.platform == "win32":
+            return descriptor
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            holder = os.read(descriptor, 1000).decode(errors="replace")
+            os.close(descriptor)
+            raise BlockingIOError(f"another run is writing to {name} ({holder}): name another folder") from error
+        if file.exists() and os.path.samestat(os.fstat(descriptor), file.stat()):
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, f"process {os.getpid()} on {platform.node()}".encode())
+            return descriptor
+        os.close(descriptor)
 
 
 @contextlib.contextmanager
@@ -17,14 +79,20 @@ def complete_folder(path: Path) -> Iterator[Path]:
         path: a folder that does not exist yet, or an empty one. Missing parent folders are created.
 
     Raises:
+        BlockingIOError: another process is writing the same folder.
         OSError: `path` is not empty when the block ends, or it cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as temporary:
-        folder = Path(temporary) / path.name
-        folder.mkdir()
-        yield folder
-        folder.replace(path)
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    with locked_folder(unfinished, path):
+        folder = unfinished / path.name
+        try:
+            # Left over from a run that was killed.
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            yield folder
+            folder.replace(path)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -34,8 +102,10 @@ def complete_file(path: Path) -> Iterator[Path]:
     After an error the temporary file is deleted, and `path` is unchanged. Missing parent folders are created.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    start = f".{path.stem}-{platform.node()}-"
+    _remove_left_over_files(path, start)
     # The suffix stays at the end, because Pillow and others choose the format by it.
-    temporary = path.with_name(f".{path.stem}-{os.getpid()}{path.suffix}")
+    temporary = path.with_name(f"{start}{os.getpid()}{path.suffix}")
     try:
         temporary.touch()
         mode = temporary.stat().st_mode & 0o777
@@ -45,6 +115,63 @@ def complete_file(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _remove_left_over_files(path: Path, start: str) -> None:
+    """Removes the temporary files of processes of this machine that were killed."""
+    for file in path.parent.iterdir():
+        number = file.name.removeprefix(start).removesuffix(path.suffix)
+        if file.name == f"{start}{number}{path.suffix}" and number.isdecimal() and not _is_running(int(number)):
+            file.unlink(missing_ok=True)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # It is another user's, or no number of a process.
+        return True
+    return True
+
+
+def require_no_input(
+    output: Path,
+    inputs: Mapping[str, str | Path | None],
+    option: str = "--output_dir",
+    may_contain_inputs: bool = False,
+) -> None:
+    """Checks that nothing that a command reads is overwritten by what it writes.
+
+    Args:
+        output: the folder or file to write to.
+        inputs: what the command reads, by option; names that are not on this machine, and `None`, are passed over.
+        option: the option that gives `output`, for the message.
+        may_contain_inputs: whether inputs may be below `output`, for a command that only adds a few files to it.
+
+    Raises:
+        ValueError: `output` is an input, or contains one; or `output` is a file that exists within a folder that is an
+            input.
+    """
+    target = output.expanduser().resolve()
+    for name, given in inputs.items():
+        if given is None or not Path(given).expanduser().exists():
+            continue
+        source = Path(given).expanduser().resolve()
+        contains = source.is_relative_to(target) and not may_contain_inputs
+        if source == target or contains or (target.is_file() and target.is_relative_to(source)):
+            raise ValueError(f"{option} is {output}, where {name} ({given}) would be overwritten: name another place")
+
+
+def require_absent(paths: Iterable[Path], overwrite: bool) -> None:
+    """Checks that files do not exist, unless they may be overwritten.
+
+    Raises:
+        FileExistsError: some exist, and `overwrite` is false.
+    """
+    existing = [path for path in paths if path.exists()]
+    if existing and not overwrite:
+        raise FileExistsError(f"{existing[0]} exists: give --overwrite to replace it, or name another folder")
 
 
 def require_new_folder(path: Path) -> None:
@@ -94,7 +221,10 @@ def require_picture_path(path: Path) -> None:
 __all__ = [
     "complete_file",
     "complete_folder",
+    "locked_folder",
+    "require_absent",
     "require_new_folder",
+    "require_no_input",
     "require_picture_path",
     "require_writable_folder",
 ]

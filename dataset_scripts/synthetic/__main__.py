@@ -7,7 +7,7 @@ import argparse
 import os
 from typing import Any
 
-from ...utils.command_line import CommandParser, add_shared_option, command, say
+from ...utils.command_line import CommandParser, add_shared_option, command, say, tell
 from .captions import DOMAINS
 from .generator import ANNOTATION_FILES, SIZES, SyntheticBenchmark, write_benchmark
 
@@ -106,11 +106,11 @@ def main(arguments: list[str]) -> None:
     benchmark = make_benchmark(options)
     say(f"writing the synthetic benchmark to {options.output_dir}")
     report = write_benchmark(benchmark, options.output_dir, options.num_workers)
-    print(f"{options.output_dir}: {options.layout} layout, {options.domain} domain, seed {options.seed}")
+    tell(f"{options.output_dir}: {options.layout} layout, {options.domain} domain, seed {options.seed}")
     for split, counts in report["counts"].items():
         if counts["ids"]:
             sizes = ", ".join(f"{count} {name}" for name, count in counts.items())
-            print(f"  {split:5}  {sizes}, oracle Rank-1 {report['oracle_rank1'][split]:.1f}%")
+            tell(f"  {split:5}  {sizes}, oracle Rank-1 {report['oracle_rank1'][split]:.1f}%")
 
 
 if __name__ == "__main__":

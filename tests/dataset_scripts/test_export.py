@@ -8,7 +8,6 @@ import datasets
 import numpy as np
 import pytest
 from huggingface_hub import DatasetCard
-from huggingface_hub.errors import RepositoryNotFoundError
 
 from eccl.dataset_scripts import export
 from eccl.dataset_scripts.synthetic import SyntheticBenchmark, write_benchmark
@@ -122,46 +121,26 @@ def test_nothing_is_overwritten_or_written_incompletely(make_raw, tmp_path, monk
     assert (tmp_path / "new.partial" / "mine.txt").is_file()
 
 
-class Hub:
-    """Takes the place of the Hub's client; `private` is `None` if there is no repository."""
-
-    def __init__(self, private=None):
-        self.private, self.calls = private, []
-
-    def __call__(self):
-        return self
-
-    def repo_info(self, name, repo_type):
-        if self.private is None:
-            response = type("Response", (), {"headers": {}, "status_code": 404, "request": None, "text": ""})()
-            raise RepositoryNotFoundError("no such repository", response=response)
-        return type("Info", (), {"private": self.private})
-
-    def create_repo(self, name, repo_type, private, exist_ok):
-        self.calls.append((name, repo_type, private))
-        return type("Url", (), {"repo_id": name})
-
-    def upload_folder(self, repo_id, repo_type, folder_path, commit_message):
-        self.calls.append(sorted(path.name for path in folder_path.iterdir()))
-
-
 def test_a_push_is_private_by_default(make_raw, tmp_path, monkeypatch, capsys):
     root, _ = make_raw()
-    hub = Hub()
-    monkeypatch.setattr(export, "HfApi", hub)
+    calls = []
+    monkeypatch.setattr(export, "require_publishable", lambda *words: calls.append(words))
+    monkeypatch.setattr(export, "publish", lambda *words: calls.append(words) or "me/cuhk")
     run("cuhk_pedes", root, tmp_path / "a", "--push_to_hub", "me/cuhk")
-    assert hub.calls == [("me/cuhk", "dataset", True), ["README.md", "data"]]
+    (checked, (folder, *pushed)) = calls
+    assert checked == ("me/cuhk", "data set", False) and folder == tmp_path / "a" and pushed[:2] == ["me/cuhk", False]
     assert "private: the owners give the benchmarks for research, on request" in capsys.readouterr().out
-    hub.calls.clear()
+    calls.clear()
     run("cuhk_pedes", root, tmp_path / "b", "--push_to_hub", "me/cuhk", "--public")
-    assert hub.calls[0] == ("me/cuhk", "dataset", False)
-    monkeypatch.setattr(export, "HfApi", Hub(private=False))
+    assert calls[0] == ("me/cuhk", "data set", True) and calls[1][2] is True
+
+    def refuse(*_):
+        raise ValueError("me/cuhk is a public repository")
+
+    monkeypatch.setattr(export, "require_publishable", refuse)
     pushed = ("cuhk_pedes", root, tmp_path / "c", "--push_to_hub", "me/cuhk")
-    assert "me/cuhk is a public repository" in read_error(capsys, *pushed)
-    # The repository is checked before the export, and again before the upload.
-    assert not (tmp_path / "c").exists()
-    with pytest.raises(ValueError, match="me/cuhk is a public repository"):
-        export.push(tmp_path / "a", "me/cuhk", public=False)
+    # The repository is checked before the export.
+    assert "me/cuhk is a public repository" in read_error(capsys, *pushed) and not (tmp_path / "c").exists()
     assert "--public only applies to --push_to_hub" in read_error(
         capsys, "cuhk_pedes", root, tmp_path / "d", "--public"
     )

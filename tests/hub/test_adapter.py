@@ -7,7 +7,7 @@ from peft.utils.hotswap import hotswap_adapter
 
 from eccl.hub.adapter import attach_lora, load_adapter, merge_lora, save_adapter
 from eccl.hub.model_card import Facts, make_model_card
-from eccl.hub.publish import kind_of
+from eccl.hub.publish import MODEL_FILES, kind_of, matches
 from eccl.modeling_eccl import ECCLModel
 from helpers import tiny_config
 
@@ -97,14 +97,17 @@ def two_adapters(base, tmp_path):
     return tmp_path / "cuhk", tmp_path / "rstp"
 
 
-def test_peft_loads_an_adapter_onto_a_model_with_prompts_and_not_onto_one_without(base, two_adapters, tiny_batch):
+def test_peft_loads_an_adapter_onto_a_model_with_prompts_and_not_onto_one_without(
+    base, two_adapters, tiny_batch, tmp_path, monkeypatch
+):
     expected = features(make_trained(base, 0), tiny_batch)
     model = PeftModel.from_pretrained(ECCLModel.from_clip(base, (32, 16), 3, 2), two_adapters[0]).eval()
     torch.testing.assert_close(features(model, tiny_batch), expected)
     message = "has prompts, but the model has none: load an adapter with eccl.load_adapter"
     with pytest.raises(ValueError, match=message):
         PeftModel.from_pretrained(ECCLModel.from_pretrained(base), two_adapters[0])
-    # The class that the adapter names is imported only if the user allows it.
+    # The adapter names its base `./base`. The class that it names is imported only if the user allows it.
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=r"import_allowlist=\['eccl.modeling_eccl'\]"):
         AutoPeftModel.from_pretrained(two_adapters[0])
     with pytest.raises(ValueError, match=message):
@@ -217,12 +220,22 @@ def test_an_adapter_without_a_digest_gives_a_warning(adapter, caplog):
     assert "cannot be compared with its base" in caplog.text
 
 
-def test_the_base_in_a_folder_is_stored_as_an_absolute_path(base, tmp_path, monkeypatch):
+def test_the_base_in_a_folder_is_stored_by_name_and_its_path_in_a_file_that_is_not_published(
+    base, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     save_adapter(make_trained("base", 1), "adapter", "base")
-    assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["base_model_name_or_path"] == base
+    folder = tmp_path / "adapter"
+    assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == "./base"
+    with_path = [file.name for file in folder.iterdir() if str(tmp_path) in file.read_text(errors="replace")]
+    assert with_path == ["base_folder.txt"] and not matches("base_folder.txt", [*MODEL_FILES, "adapter_*"])
     monkeypatch.chdir("/")
-    load_adapter(tmp_path / "adapter")
+    load_adapter(folder)
+    # Without that file, the name means a folder beside the process.
+    (folder / "base_folder.txt").unlink()
+    with pytest.raises(FileNotFoundError, match=r"is not there: \./base; give its place as base"):
+        load_adapter(folder)
+    load_adapter(folder, base)
 
 
 def test_a_base_that_is_not_there_is_named_and_the_hub_is_not_asked(adapter, base, monkeypatch):

@@ -540,9 +540,13 @@ def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch, capsys):
 
 def test_the_command_publishes_the_folder(tmp_path, monkeypatch, capsys):
     calls = []
-    monkeypatch.setattr(convert_module, "publish", lambda folder, name: calls.append((folder, name)) or f"me/{name}")
+    monkeypatch.setattr(convert_module, "require_publishable", lambda *words: calls.append(words))
+    monkeypatch.setattr(convert_module, "publish", lambda *words: calls.append(words) or f"me/{words[1]}")
     convert(ECCL, tmp_path / "out", "--push_to_hub", "person-search")
-    assert calls == [(tmp_path / "out", "person-search")]
+    assert calls == [("person-search", "model", False), (tmp_path / "out", "person-search", False)]
+    convert(ECCL, tmp_path / "public", "--push_to_hub", "person-search", "--public")
+    assert calls[2:] == [("person-search", "model", True), (tmp_path / "public", "person-search", True)]
+    assert "--public only applies to --push_to_hub" in refusal(capsys, ECCL, tmp_path / "none", "--public")
     card = (tmp_path / "out" / "README.md").read_text()
     assert "# person-search" in card and "were converted from `eccl_original.pth`" in card
     assert "an ECCL model with prompts, for images of 96 x 32 pixels" in card and "## Results" not in card

@@ -12,7 +12,7 @@ from huggingface_hub import ModelCard, constants
 
 from eccl.eval.reports import published_rows
 from eccl.hub.model_card import Facts, Result, make_model_card
-from eccl.hub.publish import kind_of, main, publish
+from eccl.hub.publish import kind_of, main, plan_upload, publish
 from helpers import ROOT
 
 BACKBONE = ROOT / "assets" / "synthetic-backbone"
@@ -45,6 +45,7 @@ def test_an_upload_sends_every_file_and_can_be_repeated_after_a_failure(hub):
     hub.fail_commits = 100
     broken = push(hub, BACKBONE, "me/backbone")
     assert broken.returncode == 2 and broken.stderr.splitlines()[-1].startswith("error: me/backbone could not be")
+    assert broken.stderr.splitlines()[-2] == f"to repeat the upload: eccl-publish {BACKBONE} me/backbone"
     assert set(hub.files("model", "me/backbone")) == {".gitattributes"} and read_files(BACKBONE) == before
     hub.fail_commits = 0
     done = push(hub, BACKBONE, "backbone", "--private")
@@ -71,17 +72,146 @@ def test_a_hub_that_cannot_be_reached_is_reported_in_one_line(hub):
     assert done.returncode == 2 and "error: me/backbone could not be published: " in done.stderr.splitlines()[-1]
 
 
-def test_the_checkpoints_of_a_run_are_not_sent(hub, tmp_path):
-    for name, data in read_files(BACKBONE).items():
-        (tmp_path / name).write_bytes(data)
-    (tmp_path / "checkpoint-3").mkdir()
-    (tmp_path / "checkpoint-3" / "optimizer.pt").write_bytes(b"x")
-    (tmp_path / "adapter").mkdir()
-    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
-    assert push(hub, tmp_path, "me/run", "--private").returncode == 0
-    sent = hub.files("model", "me/run")
-    assert "adapter/adapter_config.json" in sent and not any("checkpoint" in name for name in sent)
-    assert hub.repositories["model", "me/run"]["private"]
+# What a folder can have besides the files of its kind: a name, and what is in it.
+PLANTED = {
+    ".env": "HF_TOKEN=hf_secret",
+    ".git/config": "[remote]",
+    "notes.txt": "do not show this to anyone",
+    "train.log": "/home/me/private",
+    "id_rsa": "-----BEGIN",
+    "training_args.bin": "x",
+    "optimizer.pt": "x",
+    "eccl_run.json": "{}",
+    "results.json": "{}",
+    "photo.jpg": "x",
+    "checkpoint-3/optimizer.pt": "x",
+    "checkpoint-3/model.safetensors": "x",
+    "runs/events.out": "x",
+    "imgs/a.jpg": "x",
+    "adapter/base_folder.txt": "/home/me/backbone",
+    "adapter/notes.txt": "x",
+    "data/photo.jpg": "x",
+    "model.safetensors.bak": "x",
+    "my_eccl.py": "x",
+}
+
+
+def plant(folder):
+    for name, content in PLANTED.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(content)
+    return {*PLANTED}
+
+
+def make_adapter(folder, base="me/backbone"):
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("adapter_model.safetensors", "config.json", "README.md"):
+        (folder / name).write_text("{}")
+    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base}))
+
+
+def make_kind(kind, folder):
+    """Makes a folder of a kind, and returns the names of its files."""
+    if kind == "model":
+        folder.mkdir()
+        for name, data in read_files(BACKBONE).items():
+            (folder / name).write_bytes(data)
+        make_adapter(folder / "adapter")
+    elif kind == "adapter":
+        make_adapter(folder)
+    elif kind == "data set":
+        (folder / "data").mkdir(parents=True)
+        for name in ("README.md", "contact_sheet.jpg", "data/train-00000-of-00001.parquet"):
+            (folder / name).write_text("x")
+    elif kind == "metric":
+        folder.mkdir()
+        for name in (f"{folder.name}.py", "README.md"):
+            (folder / name).write_text("x")
+    else:
+        folder.mkdir()
+        (folder / "README.md").write_text("---\ntitle: Search\nsdk: gradio\n---\n")
+        (folder / "app.py").write_text("x")
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("kind", ["model", "adapter", "data set", "metric", "Space"])
+def test_only_the_files_of_a_kind_are_sent(kind, hub, tmp_path):
+    folder = tmp_path / "thing"
+    expected = make_kind(kind, folder)
+    plant(folder)
+    listed = push(hub, folder, "me/thing", "--dry_run")
+    assert listed.returncode == 0 and not hub.repositories
+    done = push(hub, folder, "me/thing")
+    assert done.returncode == 0, done.stderr
+    repository = hub.repositories[
+        {"data set": "dataset", "metric": "space", "Space": "space"}.get(kind, "model"), "me/thing"
+    ]
+    assert repository["private"] and set(repository["commits"][-1][1]) == {".gitattributes", *expected}
+    # The list comes first, and is the one of the dry run.
+    assert listed.stdout.splitlines() == done.stderr.splitlines()[: len(listed.stdout.splitlines())]
+    assert f"me/thing ({kind}, private): {len(expected)} files" in listed.stdout
+    sizes = {name: (folder / name).stat().st_size for name in expected}
+    assert all(f"{size:,}  {name}\n" in listed.stdout for name, size in sizes.items())
+    left_out = [line.split()[2].rstrip("/") for line in listed.stdout.splitlines() if "  not published: " in line]
+    assert left_out and all(any(name == path or name.startswith(f"{path}/") for path in left_out) for name in PLANTED)
+
+
+def test_a_link_that_leads_out_of_the_folder_is_refused(tmp_path):
+    make_kind("model", tmp_path / "thing")
+    (tmp_path / "secret").write_text("x")
+    # Within the folder, a link is as good as a file.
+    (tmp_path / "thing" / "LICENSE").symlink_to("README.md")
+    assert "LICENSE" in plan_upload(tmp_path / "thing", "me/thing").sizes
+    for name, target in (
+        ("merges.txt", "../secret"),
+        ("notes", tmp_path / "secret"),
+        ("adapter/x", "/etc"),
+        ("runs", ".."),
+    ):
+        (tmp_path / "thing" / name).symlink_to(target)
+        with pytest.raises(ValueError, match=rf"{name} is a link that leads out of the folder"):
+            plan_upload(tmp_path / "thing", "me/thing")
+        (tmp_path / "thing" / name).unlink()
+
+
+@pytest.mark.parametrize("public", [False, True])
+def test_a_repository_of_the_other_visibility_is_refused_before_any_byte_is_sent(public, hub):
+    hub.repositories["model", "me/backbone"] = {"private": public, "commits": [("0" * 40, {})]}
+    done = push(hub, BACKBONE, "backbone", *(["--public"] if public else []))
+    message = "is a private repository and stays private" if public else "is a public repository"
+    assert done.returncode == 2 and message in done.stderr.splitlines()[-1]
+    assert len(hub.repositories["model", "me/backbone"]["commits"]) == 1 and not hub.blobs
+
+
+def test_a_public_repository_needs_the_option(hub):
+    assert push(hub, BACKBONE, "me/backbone", "--public").returncode == 0
+    assert not hub.repositories["model", "me/backbone"]["private"]
+    assert push(hub, BACKBONE, "me/backbone").returncode == 2
+    both = push(hub, BACKBONE, "me/x", "--public", "--private")
+    assert both.returncode == 2 and "not allowed with argument" in both.stderr
+
+
+def test_a_hub_that_makes_a_repository_public_gets_no_files(hub):
+    hub.always_public = True
+    done = push(hub, BACKBONE, "me/backbone")
+    assert done.returncode == 2 and "the Hub made it public: nothing was uploaded" in done.stderr
+    assert len(hub.repositories["model", "me/backbone"]["commits"]) == 1
+
+
+def test_an_adapter_within_a_model_is_left_out_if_its_base_is_a_folder(tmp_path):
+    make_kind("model", tmp_path / "thing")
+    make_adapter(tmp_path / "thing" / "adapter", "./backbone")
+    upload = plan_upload(tmp_path / "thing", "me/thing")
+    assert not any(name.startswith("adapter/") for name in upload.sizes)
+    assert "./backbone, which nobody else has" in upload.left_out["adapter/"]
+
+
+def test_a_folder_of_pictures_is_not_a_data_set(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "a.jpg").write_text("x")
+    (tmp_path / "README.md").write_text("x")
+    with pytest.raises(ValueError, match="has no Parquet files in data/: make them with eccl-export"):
+        plan_upload(tmp_path, "me/x")
 
 
 def test_the_kind_of_a_folder_follows_from_its_files(tmp_path, capsys):

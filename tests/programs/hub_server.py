@@ -25,10 +25,12 @@ class LoopbackHub:
         blobs: the contents of uploaded large files, `{SHA-256: bytes}`.
         forbidden: names of repositories that nobody may write to.
         fail_commits: number of commits that the server still answers with an error of the gateway.
+        always_public: makes every new repository public, whatever is asked for.
     """
 
     def __init__(self):
         self.repositories, self.blobs, self.forbidden, self.fail_commits = {}, {}, set(), 0
+        self.always_public = False
         hub = self
 
         class Handler(_Handler):
@@ -122,6 +124,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self._send(409, {"error": "You already created this repo", "url": f"{self.hub.url}/{name}"})
         files = {".gitattributes": b""}
         private = bool(request.get("private")) or request.get("visibility") == "private"
+        private = private and not self.hub.always_public
         self.hub.repositories[kind, name] = {"private": private, "commits": [("0" * 40, files)]}
         prefix = {"model": "", "dataset": "datasets/", "space": "spaces/"}[kind]
         return self._send(200, {"url": f"{self.hub.url}/{prefix}{name}", "name": name})

@@ -362,10 +362,25 @@ def test_the_card_of_a_run_says_what_it_was(backbone, benchmark, tmp_path):
 def test_publishing_needs_a_name_and_happens_once_at_the_end(backbone, benchmark, tmp_path, monkeypatch, capsys):
     with pytest.raises(ValueError, match="push_to_hub needs hub_model_id"):
         tune(backbone, benchmark, tmp_path / "out", "--max_steps 1 --push_to_hub True")
+    push = "--max_steps 1 --push_to_hub True --hub_model_id me/x"
+    # Offline mode, and a public repository, are recognised before the work.
+    with pytest.raises(ConnectionError, match="me/x could not be published: offline mode is set"):
+        tune(backbone, benchmark, tmp_path / "out", push)
+    assert not (tmp_path / "out").exists()
     calls = []
+    monkeypatch.setattr(train_eccl, "require_publishable", lambda *arguments: calls.append(arguments))
     monkeypatch.setattr(train_eccl, "publish", lambda *arguments: calls.append(arguments) or "me/x")
-    tune(backbone, benchmark, tmp_path / "out", "--max_steps 1 --push_to_hub True --hub_model_id me/x")
-    assert calls == [(str(tmp_path / "out"), "me/x", False)] and "published: me/x" in capsys.readouterr().out
+    tune(backbone, benchmark, tmp_path / "out", push)
+    assert calls == [("me/x", "model", False), (str(tmp_path / "out"), "me/x", False)]
+    assert "published: me/x" in capsys.readouterr().out
+    tune(backbone, benchmark, tmp_path / "public", f"{push} --public True")
+    assert calls[2:] == [("me/x", "model", True), (str(tmp_path / "public"), "me/x", True)]
+    for words, message in (
+        ("--public True", "public only applies"),
+        (f"{push} --hub_private_repo False", "set public"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            tune(backbone, benchmark, tmp_path / "none", words)
 
 
 @pytest.mark.parametrize("chunk_size", [1, 3, 7, 100])
