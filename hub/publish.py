@@ -114,10 +114,15 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 def _space_sdk(folder: Path) -> str | None:
     """Returns the `sdk` in the metadata of a Space's README.md; `None` if there is none."""
-    from huggingface_hub import RepoCard
+    from huggingface_hub import metadata_load
 
     file = folder / "README.md"
-    return RepoCard.load(file, ignore_metadata_errors=True).data.get("sdk") if file.is_file() else None
+    if not file.is_file():
+        return None
+    try:
+        return (metadata_load(file) or {}).get("sdk")
+    except Exception as error:  # The errors of the YAML library have a class of their own.
+        raise ValueError(f"the metadata of {file} cannot be read: {' '.join(str(error).split())}") from error
 
 
 @dataclass(frozen=True)
