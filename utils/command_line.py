@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from types import FrameType
@@ -209,9 +210,17 @@ def end_at_once(number: int, frame: FrameType | None) -> NoReturn:
     os._exit(128 + number)
 
 
-def ignore_interrupts() -> None:
-    """Makes a worker process ignore Ctrl-C, which reaches it, too; the process that it works for stops it."""
+def follow_parent() -> None:
+    """Prepares a worker process: it ignores Ctrl-C, which its parent handles, and ends when its parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def end_launched_process() -> None:
@@ -253,7 +262,7 @@ __all__ = [
     "command",
     "end_at_once",
     "end_launched_process",
-    "ignore_interrupts",
+    "follow_parent",
     "require_push",
     "say",
     "tell",

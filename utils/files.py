@@ -93,6 +93,8 @@ def complete_folder(path: Path) -> Iterator[Path]:
             folder.replace(path)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.suppress(OSError):  # It is gone already, unless a run that was killed had made it.
+        unfinished.rmdir()
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from tqdm.auto import tqdm
 
-from ...utils.command_line import ignore_interrupts
+from ...utils.command_line import follow_parent
 from ...utils.files import complete_folder, require_new_folder
 from .appearance import sample_appearance
 from .captions import DOMAINS, make_caption
@@ -251,7 +251,7 @@ def _draw_people(benchmark: SyntheticBenchmark, image_root: Path, num_workers: i
     people: dict[str, list[_DrawnPerson]] = {split: [] for split in benchmark.counts}
     num_images = sum(len(task.captions) for task in tasks)
     with (
-        ProcessPoolExecutor(num_workers, initializer=ignore_interrupts) as pool,
+        ProcessPoolExecutor(num_workers, initializer=follow_parent) as pool,
         tqdm(total=num_images, unit="image", desc=f"drawing {benchmark.domain}") as progress,
     ):
         results = pool.map(_make_people, [(benchmark, chunk, str(image_root)) for chunk in chunks])

@@ -4,6 +4,7 @@ import resource
 import shutil
 import signal
 import threading
+import time
 
 import pytest
 import safetensors.torch
@@ -16,9 +17,10 @@ from eccl.training.checkpoints import (
     find_incompleteness,
     find_last_complete_checkpoint,
     mark_complete,
+    on_interrupt,
     on_sigterm,
 )
-from eccl.training.fingerprint import RUN_FILE, find_changes
+from eccl.training.fingerprint import RUN_FILE, find_changes, read_run_id
 from eccl.training.trainer import OBJECTIVE_FILE
 from helpers import PATIENCE, launch_in_background, make_trainer, run, wait_until
 
@@ -288,18 +290,104 @@ def test_sigterm_writes_a_checkpoint_and_leaves(backbone, benchmark, tmp_path, m
     assert evaluations[0] == evaluations[1]
 
 
-def test_outside_the_main_thread_signals_are_left_alone():
+@pytest.mark.parametrize("watch, number", [(on_sigterm, signal.SIGTERM), (on_interrupt, signal.SIGINT)])
+def test_outside_the_main_thread_signals_are_left_alone(watch, number):
     seen = []
 
     def work():
-        with on_sigterm(lambda: None):
-            seen.append(signal.getsignal(signal.SIGTERM))
+        with watch(lambda: None):
+            seen.append(signal.getsignal(number))
 
-    before = signal.getsignal(signal.SIGTERM)
+    before = signal.getsignal(number)
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
     assert seen == [before]
+
+
+def press_ctrl_c_at(trainer, steps):
+    """Makes the trainer's process get SIGINT at the start of each of these steps."""
+    function = trainer.training_step
+
+    def interrupted(*args, **kwargs):
+        if trainer.state.global_step in steps:
+            os.kill(os.getpid(), signal.SIGINT)
+        return function(*args, **kwargs)
+
+    trainer.training_step = interrupted
+
+
+def test_ctrl_c_writes_a_checkpoint_and_leaves(backbone, benchmark, tmp_path, capfd):
+    settings = {"num_train_epochs": 2, "save_strategy": "epoch"}
+    whole = make_trainer(backbone, benchmark, tmp_path / "whole", **settings)
+    whole.train()
+    trainer = make_trainer(backbone, benchmark, tmp_path / "run", **settings)
+    press_ctrl_c_at(trainer, [2])
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(SystemExit) as raised:
+        trainer.train()
+    assert raised.value.code == 130 and signal.getsignal(signal.SIGINT) == before
+    captured = capfd.readouterr()
+    assert "Ctrl-C: stopping after this step, with a checkpoint; a second Ctrl-C stops at once" in captured.err
+    assert "Ctrl-C: stopped after step 3, saved in" in captured.out
+    resumed = make_trainer(backbone, benchmark, tmp_path / "run", **settings)
+    resumed.train(resume_from_checkpoint=True)
+    assert_equal_ends(resumed, whole)
+
+
+def test_a_second_ctrl_c_goes_to_the_earlier_handler_unless_a_launcher_has_passed_the_first_one_on():
+    asked = []
+    with on_interrupt(lambda: asked.append("stop")):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(1.1)
+        assert asked == ["stop"]
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with on_interrupt(lambda: asked.append("stop")):
+            os.kill(os.getpid(), signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert asked == ["stop"]
+
+
+# -- Two runs cannot mix
+
+
+def test_the_best_checkpoint_of_another_run_is_refused(backbone, benchmark, tmp_path, monkeypatch):
+    """Without the lock of the command, another run writes to the same folder while this one trains."""
+    settings = {"eval_strategy": "epoch", "save_strategy": "epoch", "load_best_model_at_end": True}
+    settings |= {"metric_for_best_model": "rank1", "num_train_epochs": 2}
+    other = make_trainer(backbone, benchmark, tmp_path / "out", **settings | {"load_best_model_at_end": False})
+    other.train()
+    mixed = make_trainer(backbone, benchmark, tmp_path / "out", **settings)
+
+    def choose_other(metrics, trial=None):
+        mixed.state.best_model_checkpoint = str(tmp_path / "kept")
+        return True
+
+    shutil.copytree(next((tmp_path / "out").glob("checkpoint-*")), tmp_path / "kept")
+    monkeypatch.setattr(mixed, "_determine_best_metric", choose_other)
+    with pytest.raises(
+        RuntimeError, match=r"kept, the best checkpoint, was written by another run: two runs have used"
+    ):
+        mixed.train()
+
+
+def test_a_resumed_run_keeps_its_id_and_another_run_gets_another(backbone, benchmark, tmp_path):
+    settings = {"save_strategy": "epoch", "num_train_epochs": 1, "save_total_limit": None}
+    first = make_trainer(backbone, benchmark, tmp_path / "out", **settings)
+    first.train()
+    resumed = make_trainer(backbone, benchmark, tmp_path / "out", **settings | {"num_train_epochs": 2})
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.run_id == first.run_id
+    assert {read_run_id(path) for path in (tmp_path / "out").glob("checkpoint-*")} == {first.run_id}
+    again = make_trainer(backbone, benchmark, tmp_path / "again", **settings)
+    again.train()
+    assert again.run_id != first.run_id
 
 
 # -- A checkpoint knows its run

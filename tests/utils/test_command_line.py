@@ -1,11 +1,16 @@
 import argparse
+import logging
 import os
+import signal
 import subprocess
 import sys
+import time
+import warnings
 
 import pytest
 
-from eccl.utils.command_line import CommandParser, add_shared_option, at_least, command, say
+from eccl.configuration_eccl import ECCLConfig
+from eccl.utils.command_line import CommandParser, add_shared_option, at_least, command, end_at_once, say, tell
 
 
 @command
@@ -13,7 +18,8 @@ def main(arguments: list[str]) -> None:
     parser = CommandParser("python -m example", "Does something.\n\nMore words.")
     parser.add_argument("--count", type=at_least(2), default=3, help="number of things")
     parser.add_argument("--name", help="name of the thing")
-    parser.add_argument("--fail", choices=("value", "file", "defect", "lines"), help="kind of the error")
+    kinds = ("value", "file", "defect", "lines", "control", "configuration", "interrupt")
+    parser.add_argument("--fail", choices=kinds, help="kind of the error")
     options = parser.parse_args(arguments)
     if options.fail == "value":
         raise ValueError("count is 7, it must be 8")
@@ -23,6 +29,17 @@ def main(arguments: list[str]) -> None:
         raise KeyError("count")
     if options.fail == "lines":
         raise ValueError("two\n  lines")
+    if options.fail == "control":
+        logging.getLogger("library").warning("in %s", "\x1b[2J.jpg")
+        warnings.warn("about \x1b[2J.jpg\nin two lines", stacklevel=1)
+        say("reading \x1b[2J.jpg\nerror: all is well")
+        tell("found \x1b[2J.jpg")
+        raise ValueError("\x1b[2J.jpg cannot be read")
+    if options.fail == "configuration":
+        ECCLConfig(projection_dim=-1)
+    if options.fail == "interrupt":
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(60)
     print(options.count)
 
 
@@ -32,6 +49,8 @@ def main(arguments: list[str]) -> None:
         (["--fail", "value"], "error: count is 7, it must be 8"),
         (["--fail", "file"], "error: [Errno 2] No such file or directory: 'missing.json'"),
         (["--fail", "lines"], "error: two lines"),
+        (["--fail", "configuration"], "error: Class validation error"),
+        (["--colour\x1b[2J", "red"], r"error: unrecognized arguments: --colour\x1b[2J red"),
         (["--count", "1"], "error: argument --count: 1 is too small, it must be at least 2"),
         (["--count", "x"], "error: argument --count: 'x' is not a whole number"),
         (["--fail", "x"], "error: argument --fail: invalid choice: 'x'"),
@@ -66,6 +85,74 @@ def test_debug_keeps_the_traceback_of_a_mistake():
 def test_a_defect_always_keeps_its_traceback(words):
     with pytest.raises(KeyError):
         main(["--fail", "defect", *words])
+
+
+def test_control_characters_never_reach_the_terminal(capsys, caplog):
+    with pytest.raises(SystemExit), pytest.warns(UserWarning):
+        main(["--fail", "control"])
+    captured = capsys.readouterr()
+    assert "\x1b" not in captured.out + captured.err + caplog.text
+    assert captured.out == "found \\x1b[2J.jpg\n"
+    assert captured.err.splitlines() == [
+        r"reading \x1b[2J.jpg\nerror: all is well",
+        r"error: \x1b[2J.jpg cannot be read",
+    ]
+    assert caplog.messages == [r"in \x1b[2J.jpg"]
+
+
+def test_warnings_are_printed_without_control_characters():
+    program = "from test_command_line import main; main(['--fail', 'control'])"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=os.path.dirname(__file__), timeout=120
+    )
+    assert done.returncode == 2 and "\x1b" not in done.stderr
+    assert "UserWarning: about \\x1b[2J.jpg\nin two lines\n" in done.stderr and "in \\x1b[2J.jpg" in done.stderr
+
+
+def test_ctrl_c_is_one_line_and_status_130(capsys):
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        with pytest.raises(SystemExit) as raised:
+            main(["--fail", "interrupt"])
+        # A second one, while Python cleans up, ends the process.
+        assert signal.getsignal(signal.SIGINT) is end_at_once
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert raised.value.code == 130 and capsys.readouterr().err == "stopped by Ctrl-C\n"
+
+
+def test_the_end_at_once_takes_the_workers_along():
+    program = (
+        "import multiprocessing, os, signal, time\n"
+        "from eccl.utils.command_line import end_at_once, follow_parent\n"
+        "def work():\n"
+        "    follow_parent()\n"
+        "    print(os.getpid(), flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    time.sleep(600)\n"
+        "multiprocessing.get_context('fork').Process(target=work).start()\n"
+        "time.sleep(1)\n"
+        "end_at_once(signal.SIGINT, None)\n"
+    )
+    # The output ends when the worker ends, too.
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 130 and done.stderr == "stopped at once\n" and done.stdout.strip().isdecimal()
+
+
+def test_a_worker_ends_when_its_parent_is_killed():
+    program = (
+        "import multiprocessing, os, signal, time\n"
+        "from eccl.utils.command_line import follow_parent\n"
+        "def work():\n"
+        "    follow_parent()\n"
+        "    print(os.getpid(), flush=True)\n"
+        "    time.sleep(600)\n"
+        "multiprocessing.get_context('fork').Process(target=work).start()\n"
+        "time.sleep(1)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.returncode == -signal.SIGKILL and done.stdout.strip().isdecimal()
 
 
 def test_the_arguments_of_the_command_line_are_the_default(monkeypatch, capsys):

@@ -1,4 +1,9 @@
 import os
+import platform
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 from PIL import Image
@@ -6,7 +11,10 @@ from PIL import Image
 from eccl.utils.files import (
     complete_file,
     complete_folder,
+    locked_folder,
+    require_absent,
     require_new_folder,
+    require_no_input,
     require_picture_path,
     require_writable_folder,
 )
@@ -136,3 +144,133 @@ def test_a_picture_that_cannot_be_written_is_refused_before_the_work(tmp_path, n
     (tmp_path / "file").write_text("")
     with pytest.raises(error, match=message):
         require_picture_path(tmp_path / name)
+
+
+# -- Two processes, and processes that are killed
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from eccl.utils import files
+with getattr(files, sys.argv[1])(Path(sys.argv[2])) as place:
+    if place and place.is_dir():
+        (place / "part").write_text("half")
+    print("inside", flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.fixture
+def hold():
+    """Starts a process that is within a block of one of the functions, and does not leave it."""
+    processes = []
+
+    def start(function, path):
+        command = [sys.executable, "-c", HOLD, function, str(path)]
+        processes.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+        assert processes[-1].stdout.readline() == "inside\n"
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+@pytest.mark.parametrize("function", ["locked_folder", "complete_folder"])
+def test_two_processes_cannot_write_to_one_folder_and_a_killed_one_leaves_nothing(function, hold, tmp_path):
+    path = tmp_path / "new" / "out"
+    first = hold(function, path)
+    write = {"locked_folder": locked_folder, "complete_folder": complete_folder}[function]
+    with (
+        pytest.raises(BlockingIOError, match=rf"another run is writing to {path} \(process {first.pid} on "),
+        write(path),
+    ):
+        pass
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    with write(path) as folder:
+        # What the killed process had written has gone.
+        assert folder is None or not any(folder.iterdir())
+        (folder or path).joinpath("whole").write_text("")
+    assert names_below(tmp_path) == ["new", "new/out", "new/out/whole"]
+
+
+def test_a_lock_is_not_inherited_by_worker_processes(tmp_path):
+    """A data worker can outlive a process that was killed. Its lock must not."""
+    with locked_folder(tmp_path):
+        worker = os.fork()
+        if not worker:
+            time.sleep(600)
+        os.close(os.open(tmp_path / ".lock", os.O_RDWR))  # This releases the lock of this process, like its death.
+    try:
+        subprocess.run(
+            [sys.executable, "-c", HOLD.replace("time.sleep(600)", ""), "locked_folder", str(tmp_path)], check=True
+        )
+    finally:
+        os.kill(worker, signal.SIGKILL)
+        os.waitpid(worker, 0)
+
+
+def test_a_refused_run_leaves_no_folder(tmp_path):
+    with pytest.raises(ValueError), locked_folder(tmp_path / "a" / "b"):
+        raise ValueError
+    assert names_below(tmp_path) == []
+    (tmp_path / "mine").mkdir()
+    with locked_folder(tmp_path / "mine"):
+        pass
+    assert names_below(tmp_path) == ["mine"]
+
+
+def test_the_files_of_killed_processes_are_removed_and_those_of_running_ones_are_not(hold, tmp_path):
+    (running, killed) = (hold("complete_file", tmp_path / "a.png") for _ in range(2))
+    killed.kill()
+    killed.wait()
+    other = tmp_path / f".a-{platform.node()}-x{killed.pid}.png"
+    other.touch()
+    with complete_file(tmp_path / "a.png") as unfinished:
+        unfinished.write_text("whole")
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"a.png", other.name, f".a-{platform.node()}-{running.pid}.png"}
+
+
+# -- What is read is not overwritten
+
+
+@pytest.mark.parametrize(
+    "output, refused",
+    [
+        ("model", True),
+        ("link", True),
+        ("model/../model", True),
+        (".", True),
+        ("new", False),
+        ("model/new", False),
+        ("model/config.json", True),
+        ("model/new.png", False),
+        ("other", False),
+    ],
+)
+def test_an_output_that_would_overwrite_an_input_is_refused(output, refused, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("model", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+    (tmp_path / "link").symlink_to("model")
+    inputs = {"--init_from": "model", "--data_dir": None, "--base": "openai/clip-vit-base-patch16"}
+    if refused:
+        with pytest.raises(ValueError, match=r"where --init_from \(model\) would be overwritten: name another place"):
+            require_no_input(tmp_path / output, inputs)
+    else:
+        require_no_input(tmp_path / output, inputs)
+    if output == ".":
+        require_no_input(tmp_path / output, inputs, may_contain_inputs=True)
+
+
+def test_a_file_that_exists_is_replaced_only_on_request(tmp_path):
+    (tmp_path / "results.json").write_text("{}")
+    require_absent([tmp_path / "results.md"], overwrite=False)
+    require_absent([tmp_path / "results.json"], overwrite=True)
+    with pytest.raises(FileExistsError, match=r"results.json exists: give --overwrite to replace it"):
+        require_absent([tmp_path / "results.md", tmp_path / "results.json"], overwrite=False)
