@@ -1,6 +1,7 @@
 """Configuration of ECCL: a CLIP dual encoder for person-shaped images, with deep coupled prompts."""
 
 import copy
+from collections.abc import Mapping
 from os import PathLike
 from typing import Any, Literal
 
@@ -68,6 +69,10 @@ class ECCLConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         if self.vision_config is None or isinstance(self.vision_config, dict):
             self.vision_config = {"image_size": _IMAGE_SIZE, "patch_size": _PATCH_SIZE} | (self.vision_config or {})
+        # Before transformers computes with these numbers.
+        for encoder, values in (("text_config", self.text_config), ("vision_config", self.vision_config)):
+            if isinstance(values, dict):
+                _require_limits(encoder, values)
         kwargs["custom_pipelines"] = copy.deepcopy(_PIPELINES)
         super().__post_init__(**kwargs)
         vision = self.encoder_configs[1]
@@ -155,10 +160,7 @@ def require_sound_config(config: PreTrainedConfig) -> None:
     """
     encoders = {"text_config": config.text_config, "vision_config": config.vision_config}
     for encoder, values in encoders.items():
-        for name, largest in _LARGEST.items():
-            value = getattr(values, name, 1)
-            if isinstance(value, int) and not 1 <= value <= largest:
-                raise ValueError(f"{encoder}.{name} is {value}, it must be between 1 and {largest:,}")
+        _require_limits(encoder, values.to_dict())
     if not 1 <= config.projection_dim <= _LARGEST_PROJECTION:
         raise ValueError(f"projection_dim is {config.projection_dim}, it must be between 1 and {_LARGEST_PROJECTION:,}")
     patches = _count_patches(config.vision_config)
@@ -175,6 +177,13 @@ def require_sound_config(config: PreTrainedConfig) -> None:
             )
         if getattr(values, "quantization_config", None):
             raise ValueError(f"{name}.quantization_config is set: quantised weights are not supported")
+
+
+def _require_limits(encoder: str, values: Mapping[str, Any]) -> None:
+    for name, largest in _LARGEST.items():
+        value = values.get(name, 1)
+        if isinstance(value, int) and not 1 <= value <= largest:
+            raise ValueError(f"{encoder}.{name} is {value}, it must be between 1 and {largest:,}")
 
 
 def expected_parameters(config: PreTrainedConfig) -> int:

@@ -786,13 +786,16 @@ def naming_checkpoint_errors(name: str) -> Iterator[None]:
     """
     try:
         yield
-    except (ValueError, OSError):
+    except OSError:
         raise
     except Exception as error:
+        if isinstance(error, ValueError) and name in str(error):
+            raise
         # The library that reads the weights is not among those that this file may import.
         if type(error).__name__ == "SafetensorError":
             raise ValueError(f"the weights of {name} are damaged: {error}") from error
-        raise ValueError(f"{name} cannot be loaded: {type(error).__name__}: {error}") from error
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        raise ValueError(f"{name} cannot be loaded: {kind}{error}") from error
 
 
 def _loading_problems(info: Mapping[str, Any]) -> list[str]:

@@ -209,7 +209,8 @@ def parse_arguments(arguments: list[str]) -> tuple[DataArguments, ModelArguments
         recipe, arguments = find_recipe(arguments[0]), arguments[1:]
         try:
             values = yaml.safe_load(recipe.read_text(encoding="utf-8"))
-        except yaml.YAMLError as error:
+        # The last error is that of brackets within brackets.
+        except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
             raise ValueError(f"{recipe} is not YAML: {' '.join(str(error).split())}") from error
         if not isinstance(values, dict):
             raise ValueError(f"{recipe} holds a {type(values).__name__}, it must map option names to values")
@@ -302,7 +303,10 @@ def _build_from_scratch(arguments: ModelArguments, train: datasets.Dataset) -> t
     captions = (caption for captions in train["captions"] for caption in captions)
     tokenizer = train_tokenizer(captions, arguments.vocab_size)
     given = arguments.scratch_config or {}
-    values: dict[str, Any] = json.loads(given) if isinstance(given, str) else dict(given)
+    try:
+        values: dict[str, Any] = dict(json.loads(given) if isinstance(given, str) else given)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ValueError(f"scratch_config is not a JSON object: {error}") from error
     special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     values["text_config"] = {"vocab_size": len(tokenizer), **special, **values.get("text_config", {})}
     model = ECCLModel(ECCLConfig(**values, num_prompt_tokens=0))

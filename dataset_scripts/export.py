@@ -3,7 +3,6 @@
 python -m eccl.dataset_scripts.export cuhk_pedes --data_dir /data/CUHK-PEDES --output_dir cuhk-pedes
 """
 
-import json
 import os
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from huggingface_hub import DatasetCardData
 
 from ..hub.publish import publish, require_publishable
 from ..utils.command_line import CommandParser, add_shared_option, command, require_push, say, tell
-from ..utils.files import complete_folder, require_new_folder
+from ..utils.files import complete_folder, read_json, require_new_folder
 from ..utils.text import plain_markdown
 from . import BENCHMARKS
 from .base import image_paths
@@ -112,7 +111,7 @@ def _make_metadata(
 
 
 def _make_synthetic_section(data_dir: Path) -> str:
-    known = json.loads((data_dir / LABELS_FILE).read_text(encoding="utf-8"))
+    known = read_json(data_dir / LABELS_FILE)
     arguments = ", ".join(
         plain_markdown(f"{name} {value}") for name, value in known["benchmark"].items() if value is not None
     )

@@ -7,7 +7,6 @@ Several --model, and several --dataset with one --data_dir each, score every mod
 
 import argparse
 import contextlib
-import json
 import math
 import os
 from pathlib import Path
@@ -15,7 +14,14 @@ from typing import TYPE_CHECKING
 
 from eccl.hub.model_card import DIRECTIONS, METRICS
 from eccl.utils.command_line import CommandParser, add_shared_option, command, end_launched_process, say, tell
-from eccl.utils.files import complete_file, locked_folder, require_absent, require_no_input, require_writable_folder
+from eccl.utils.files import (
+    complete_file,
+    locked_folder,
+    read_json,
+    require_absent,
+    require_no_input,
+    require_writable_folder,
+)
 
 if TYPE_CHECKING:
     from eccl.eval.scoring import Evaluation
@@ -110,12 +116,12 @@ def read_before(file: Path) -> dict[str, float]:
         OSError: the file cannot be read.
     """
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = read_json(file)
     except ValueError as error:
         raise ValueError(f"--before is {file}, which is not a results.json of an evaluation: {error}") from error
     metrics: dict[str, float] = {}
     for metric in METRICS:
-        value = content.get(metric) if isinstance(content, dict) else None
+        value = content.get(metric)
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
             raise ValueError(f"--before is {file}, in which {metric} is {value!r}: it must be a number, in percent")
         metrics[metric] = value

@@ -29,7 +29,7 @@ from ..processing_eccl import ECCLProcessor
 from ..training.fingerprint import digest_split
 from ..training.losses import unit_rows
 from ..utils.command_line import say
-from ..utils.files import complete_file
+from ..utils.files import complete_file, read_json
 from .person_retrieval.person_retrieval import retrieval_metrics, score_embeddings
 from .pictures import choose_queries, draw_rankings
 from .reranking import rerank_blocks
@@ -181,7 +181,8 @@ def read_oracle(folder: Path, split: str) -> float | None:
     if not file.is_file():
         return None
     try:
-        return json.loads(file.read_text(encoding="utf-8"))["oracle_rank1"].get(split)
+        oracle = read_json(file)["oracle_rank1"].get(split)
+        return None if oracle is None else float(oracle)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{file} is not the file of a synthetic benchmark: it has no oracle_rank1 by split") from error
 

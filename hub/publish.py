@@ -5,14 +5,13 @@ python -m eccl.hub.publish runs/rstpreid me/eccl-rstpreid
 
 import contextlib
 import fnmatch
-import json
 import shlex
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ..utils.command_line import CommandParser, command, say, tell
+from ..utils.files import read_json
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 # The files that are uploaded, for each kind of folder; everything else is left out.
@@ -87,29 +86,19 @@ def _local_base(adapter: Path) -> str | None:
     # Imported here, because the module needs torch.
     from .adapter import is_path, resolve_base
 
-    base = resolve_base(adapter, _read_json(adapter / "adapter_config.json").get("base_model_name_or_path"))
+    base = resolve_base(adapter, read_json(adapter / "adapter_config.json").get("base_model_name_or_path"))
     return base if base and is_path(base) else None
 
 
 def _files_of_model(folder: Path) -> set[str]:
     """Returns the names of the files that a model needs: its weights, and the code that `config.json` refers to."""
-    config = _read_json(folder / "config.json")
+    config = read_json(folder / "config.json")
     code = {f"{reference.split('.')[0]}.py" for reference in config.get("auto_map", {}).values()}
     code |= {f"{task['impl'].split('.')[0]}.py" for task in config.get("custom_pipelines", {}).values()}
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        return code | set(_read_json(index)["weight_map"].values())
+        return code | set(read_json(index)["weight_map"].values())
     return code | {"model.safetensors"}
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file} is not valid JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{file} holds a {type(content).__name__}, it must hold an object")
-    return content
 
 
 def _space_sdk(folder: Path) -> str | None:

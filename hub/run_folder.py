@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..utils.files import complete_file, locked_folder, require_writable_folder
+from ..utils.files import complete_file, locked_folder, read_json, require_writable_folder
 from .publish import MODEL_FILES, matches
 
 RECORD_FILE = "eccl_run.json"
@@ -82,10 +82,10 @@ def claim_run_folder(path: Path, has_checkpoints: bool, resumes: bool, overwrite
 def _is_finished(record: Path) -> bool:
     if not record.is_file():
         return False
-    try:
-        return bool(json.loads(record.read_text(encoding="utf-8"))["finished"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{record} is not the record of a run: {error}") from error
+    finished = read_json(record).get("finished")
+    if not isinstance(finished, bool):
+        raise ValueError(f"{record} is not the record of a run: it has no finished, true or false")
+    return finished
 
 
 __all__ = ["RECORD_FILE", "RunFolder", "claim_run_folder"]

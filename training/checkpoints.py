@@ -46,7 +46,11 @@ def find_incompleteness(checkpoint: Path) -> str | None:
     record = checkpoint / COMPLETE_FILE
     if not record.is_file():
         return f"it has no {COMPLETE_FILE}, which is written last"
-    for name, size in json.loads(record.read_text(encoding="utf-8")).items():
+    try:
+        sizes = dict(json.loads(record.read_text(encoding="utf-8")))
+    except (ValueError, TypeError, RecursionError) as error:
+        return f"{COMPLETE_FILE} cannot be read: {error}"
+    for name, size in sizes.items():
         file = checkpoint / name
         if not file.is_file():
             return f"{name} is missing"

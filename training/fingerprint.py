@@ -86,7 +86,7 @@ def _read_run(checkpoint: Path) -> dict[str, Any]:
         return {}
     try:
         recorded = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is not valid JSON: {error}") from error
     if not isinstance(recorded, dict):
         raise ValueError(f"{file} holds a {type(recorded).__name__}, it must hold an object")

@@ -4,12 +4,14 @@ A lock keeps two runs from writing to the same folder. What a killed run has lef
 """
 
 import contextlib
+import json
 import os
 import platform
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 # Windows has no such locks; there, two runs can mix.
 if sys.platform != "win32":
@@ -137,6 +139,23 @@ def _is_running(process: int) -> bool:
     return True
 
 
+def read_json(file: Path) -> dict[str, Any]:
+    """Reads a JSON file that holds an object.
+
+    Raises:
+        ValueError: it is not JSON, or holds something else. The message names the file.
+        OSError: it cannot be read.
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    # The second error is that of brackets within brackets.
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file} is not valid JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} holds a {type(content).__name__}, it must hold an object")
+    return content
+
+
 def require_no_input(
     output: Path,
     inputs: Mapping[str, str | Path | None],
@@ -224,6 +243,7 @@ __all__ = [
     "complete_file",
     "complete_folder",
     "locked_folder",
+    "read_json",
     "require_absent",
     "require_new_folder",
     "require_no_input",

@@ -67,6 +67,7 @@ def read_attribute_labels(dataset: datasets.Dataset) -> tuple[list[torch.Tensor]
 
     Raises:
         FileNotFoundError: the benchmark is not a synthetic one.
+        ValueError: the file of the labels is damaged, or is another benchmark's.
     """
     first_image = Path(image_paths(dataset.select([0]))[0])
     # The image's path is <benchmark>/imgs/<file_path>.
@@ -76,14 +77,17 @@ def read_attribute_labels(dataset: datasets.Dataset) -> tuple[list[torch.Tensor]
         raise FileNotFoundError(
             f"{file} is missing: the attribute loss needs it, and only the synthetic benchmark has it"
         )
-    content = json.loads(file.read_text(encoding="utf-8"))
-    names = list(content["attributes"])
-    labels = []
-    for person_id, path in zip(dataset["person_id"], dataset["file_path"], strict=True):
-        shown = torch.tensor(content["people"][str(person_id)])
-        mentions = [[name in mentioned for name in names] for mentioned in map(set, content["mentioned"][path])]
-        labels.append(torch.cat([shown.where(torch.tensor(mentions), -100), shown[None]]))
-    return labels, [len(values) for values in content["attributes"].values()]
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        names = list(content["attributes"])
+        labels = []
+        for person_id, path in zip(dataset["person_id"], dataset["file_path"], strict=True):
+            shown = torch.tensor(content["people"][str(person_id)])
+            mentions = [[name in mentioned for name in names] for mentioned in map(set, content["mentioned"][path])]
+            labels.append(torch.cat([shown.where(torch.tensor(mentions), -100), shown[None]]))
+        return labels, [len(values) for values in content["attributes"].values()]
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, RuntimeError) as error:
+        raise ValueError(f"{file} does not have the labels of this benchmark: {error!r}") from error
 
 
 __all__ = ["AttributeTerm", "read_attribute_labels"]

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from tqdm.auto import tqdm
 
 from ...utils.command_line import follow_parent
-from ...utils.files import complete_folder, require_new_folder
+from ...utils.files import complete_folder, read_json, require_new_folder
 from .appearance import sample_appearance
 from .captions import DOMAINS, make_caption
 from .drawing import draw_person
@@ -226,7 +226,7 @@ def _read_report(output_dir: Path, benchmark: SyntheticBenchmark) -> dict[str, A
     labels_file = output_dir / LABELS_FILE
     if not labels_file.is_file():
         return None
-    report = json.loads(labels_file.read_text(encoding="utf-8"))
+    report = read_json(labels_file)
     saved, settings = report.get("benchmark", {}), _settings(benchmark)
     if saved != settings:
         names = [name for name, value in settings.items() if saved.get(name) != value]

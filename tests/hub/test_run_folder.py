@@ -86,6 +86,7 @@ def test_a_link_in_the_folder_is_removed_and_not_what_it_leads_to(tmp_path):
 
 
 def test_a_damaged_record_is_named(tmp_path):
-    (tmp_path / RECORD_FILE).write_text("[1]")
-    with pytest.raises(ValueError, match=rf"{RECORD_FILE} is not the record of a run"), claim(tmp_path):
-        pass
+    for content, message in (("[1]", "holds a list"), ("{}", "is not the record of a run")):
+        (tmp_path / RECORD_FILE).write_text(content)
+        with pytest.raises(ValueError, match=rf"{RECORD_FILE} {message}"), claim(tmp_path):
+            pass
