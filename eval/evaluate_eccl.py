@@ -7,8 +7,10 @@ Several --model, and several --dataset with one --data_dir each, score every mod
 
 import argparse
 import contextlib
+import json
 import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +19,6 @@ from eccl.utils.command_line import CommandParser, add_shared_option, command, e
 from eccl.utils.files import (
     complete_file,
     locked_folder,
-    read_json,
     require_absent,
     require_no_input,
     require_writable_folder,
@@ -105,7 +106,7 @@ def check_arguments(parser: CommandParser, options: argparse.Namespace) -> None:
                 require_no_input(Path(folder), {name: given}, f"--{option}", may_contain_inputs=True)
             require_writable_folder(Path(folder))
     if options.output_dir:
-        require_absent([Path(options.output_dir, name) for name in _OUTPUTS], options.overwrite)
+        require_no_input(Path(options.output_dir, _OUTPUTS[0]), {"--before": options.before})
 
 
 def read_before(file: Path) -> dict[str, float]:
@@ -116,16 +117,32 @@ def read_before(file: Path) -> dict[str, float]:
         OSError: the file cannot be read.
     """
     try:
-        content = read_json(file)
-    except ValueError as error:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"--before is {file}, which is not a results.json of an evaluation: {error}") from error
     metrics: dict[str, float] = {}
     for metric in METRICS:
-        value = content.get(metric)
+        value = content.get(metric) if isinstance(content, dict) else None
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
             raise ValueError(f"--before is {file}, in which {metric} is {value!r}: it must be a number, in percent")
         metrics[metric] = value
     return metrics
+
+
+@contextlib.contextmanager
+def claim_outputs(folder: Path | None, overwrite: bool) -> Iterator[None]:
+    """Locks the folder of the results in the main process, which writes to it.
+
+    Raises:
+        FileExistsError: the folder has results, and `overwrite` is false.
+        BlockingIOError: another evaluation is writing to the folder.
+    """
+    if folder is None or int(os.environ.get("RANK", "0")):
+        yield
+        return
+    with locked_folder(folder):
+        require_absent([folder / name for name in _OUTPUTS], overwrite)
+        yield
 
 
 @command
@@ -134,30 +151,28 @@ def main(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     check_arguments(parser, options)
     before = read_before(Path(options.before)) if options.before else None
-    say("evaluate_eccl: loading torch and transformers")
-    # Imported here, so that --help and a mistake in the arguments answer at once.
-    from eccl.eval.scoring import Settings, check_names, evaluate_models, load_benchmarks
-
-    check_names(options.model, options.base, options.dataset, options.split)
-    benchmarks = load_benchmarks(options.dataset, options.data_dir, options.split, options.on_bad_image)
-    settings = Settings(
-        directions=tuple(DIRECTIONS) if options.direction == "both" else (options.direction,),
-        rerank=options.rerank,
-        base=options.base,
-        cache_dir=options.cache_dir,
-        batch_size=options.batch_size,
-        num_workers=options.num_workers,
-        # Two models with this label would share a row of the table.
-        label="after" if before and len(options.model) == 1 else None,
-    )
     folder = Path(options.output_dir) if options.output_dir else None
-    is_main_process = int(os.environ.get("RANK", "0")) == 0
-    with locked_folder(folder) if folder and is_main_process else contextlib.nullcontext():
+    with claim_outputs(folder, options.overwrite):
+        say("evaluate_eccl: loading torch and transformers")
+        # Imported here, so that --help and a mistake in the arguments answer at once.
+        from eccl.eval.scoring import Settings, check_names, evaluate_models, load_benchmarks
+
+        check_names(options.model, options.base, options.dataset, options.split)
+        benchmarks = load_benchmarks(options.dataset, options.data_dir, options.split, options.on_bad_image)
+        settings = Settings(
+            directions=tuple(DIRECTIONS) if options.direction == "both" else (options.direction,),
+            rerank=options.rerank,
+            base=options.base,
+            cache_dir=options.cache_dir,
+            batch_size=options.batch_size,
+            num_workers=options.num_workers,
+            # Two models with this label would share a row of the table.
+            label="after" if before and len(options.model) == 1 else None,
+        )
         evaluation = evaluate_models(options.model, benchmarks, settings)
         # The outcome is in the main process only.
         if evaluation.results:
-            oracle = benchmarks[0].oracle if len(benchmarks) == 1 else None
-            report(evaluation, before, oracle, folder)
+            report(evaluation, before, benchmarks[0].oracle if len(benchmarks) == 1 else None, folder)
 
 
 def report(
@@ -172,7 +187,7 @@ def report(
         folder: folder to write to; `None` writes nothing.
     """
     from eccl.eval.pictures import draw_matching_curves
-    from eccl.eval.reports import make_report, write_report
+    from eccl.eval.reports import hide_paths, make_report, write_report
     from eccl.eval.scoring import picture_rankings
 
     summary: dict[str, object] = dict(evaluation.results[0].metrics)
@@ -187,7 +202,7 @@ def report(
     pictures = {"matching_curve.png": draw_matching_curves(evaluation.first_ranks)}
     if evaluation.first and evaluation.first.direction == "text_to_image":
         pictures["rankings.png"] = picture_rankings(evaluation.first)
-    write_report(folder, evaluation.results, summary, before, oracle)
+    write_report(folder, hide_paths(evaluation.results), summary, before, oracle)
     for name, picture in pictures.items():
         with complete_file(folder / name) as unfinished:
             picture.save(unfinished)

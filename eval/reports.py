@@ -103,9 +103,12 @@ def write_report(
 ) -> None:
     """Writes `results.json` (the summary and every result) and `results.md` (the report and the model index).
 
-    The files have names and digests of models and data, and no paths of this machine.
+    Args:
+        folder: the folder; it is made if it is missing.
+        results: the results, see [`hide_paths`].
+        summary: entries of `results.json`.
+        before, oracle: see [`make_report`].
     """
-    results = hide_paths(results)
     folder.mkdir(parents=True, exist_ok=True)
     content = {**summary, "results": [asdict(result) for result in results]}
     with complete_file(folder / "results.json") as unfinished:

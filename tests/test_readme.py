@@ -195,7 +195,9 @@ class Reader:
         if words == ["make", "demo"]:
             return "".join(map(self.run_words, demo_commands()))
         if any(part in words for part in TRAINING):
-            words = [*words, *SHORTER]
+            # Several blocks train into the same folder; a reader runs one of them.
+            fresh = () if "--resume_from_checkpoint" in words else ("--overwrite", "True")
+            words = [*words, *SHORTER, *fresh]
         if words[0] == "accelerate":
             return self.run(sys.executable, "-m", "accelerate.commands.accelerate_cli", *words[1:])
         if words[0] in SCRIPTS:
