@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Mapping
 from os import PathLike
+from pathlib import Path
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
@@ -28,7 +29,11 @@ _LARGEST = {
     "max_position_embeddings": 8_192,
     "num_channels": 16,
     "patch_size": 1_024,
+    # transformers makes a table of the labels, although the model has none.
+    "num_labels": 10_000,
 }
+# Bytes of a JSON file; the largest known tokenizer takes a third.
+_LARGEST_JSON = 2**26
 _LARGEST_PROJECTION = 16_384
 _MOST_PATCHES = 4_096
 
@@ -72,7 +77,8 @@ class ECCLConfig(PreTrainedConfig):
         # Before transformers computes with these numbers.
         for encoder, values in (("text_config", self.text_config), ("vision_config", self.vision_config)):
             if isinstance(values, dict):
-                _require_limits(encoder, values)
+                _require_limits(f"{encoder}.", values)
+        _require_limits("", kwargs)
         kwargs["custom_pipelines"] = copy.deepcopy(_PIPELINES)
         super().__post_init__(**kwargs)
         vision = self.encoder_configs[1]
@@ -160,7 +166,9 @@ def require_sound_config(config: PreTrainedConfig) -> None:
     """
     encoders = {"text_config": config.text_config, "vision_config": config.vision_config}
     for encoder, values in encoders.items():
-        _require_limits(encoder, values.to_dict())
+        _require_limits(f"{encoder}.", values.to_dict())
+        if not isinstance(values.layer_norm_eps, (int, float)):
+            raise ValueError(f"{encoder}.layer_norm_eps is {values.layer_norm_eps!r}, it must be a number")
     if not 1 <= config.projection_dim <= _LARGEST_PROJECTION:
         raise ValueError(f"projection_dim is {config.projection_dim}, it must be between 1 and {_LARGEST_PROJECTION:,}")
     patches = _count_patches(config.vision_config)
@@ -170,6 +178,9 @@ def require_sound_config(config: PreTrainedConfig) -> None:
             f"the limit is {_MOST_PATCHES:,}"
         )
     for name, values in {"config": config, **encoders}.items():
+        for field in ("output_attentions", "output_hidden_states", "return_dict"):
+            if not isinstance(getattr(values, field), bool):
+                raise ValueError(f"{name}.{field} is {getattr(values, field)!r}, it must be true or false")
         if "/" in str(values._attn_implementation):
             raise ValueError(
                 f"{name}.attn_implementation is {values._attn_implementation!r}: a checkpoint must not choose a kernel "
@@ -179,11 +190,11 @@ def require_sound_config(config: PreTrainedConfig) -> None:
             raise ValueError(f"{name}.quantization_config is set: quantised weights are not supported")
 
 
-def _require_limits(encoder: str, values: Mapping[str, Any]) -> None:
+def _require_limits(prefix: str, values: Mapping[str, Any]) -> None:
     for name, largest in _LARGEST.items():
         value = values.get(name, 1)
         if isinstance(value, int) and not 1 <= value <= largest:
-            raise ValueError(f"{encoder}.{name} is {value}, it must be between 1 and {largest:,}")
+            raise ValueError(f"{prefix}{name} is {value}, it must be between 1 and {largest:,}")
 
 
 def expected_parameters(config: PreTrainedConfig) -> int:
@@ -220,12 +231,21 @@ def checkpoint_kind(name: str | PathLike[str]) -> Literal["adapter", "clip", "ec
         name: local folder or Hub id of the checkpoint.
 
     Raises:
-        ValueError: the checkpoint is none of the three.
+        ValueError: the checkpoint is none of the three; or it has a JSON file of absurd size, or asks for absurd sizes.
         OSError: there is no such folder or Hub repository, or it has neither `adapter_config.json` nor `config.json`.
     """
+    for file in Path(name).glob("*.json"):
+        if file.stat().st_size > _LARGEST_JSON:
+            raise ValueError(f"{file} has {file.stat().st_size:,} bytes, the limit is {_LARGEST_JSON:,}")
     if find_adapter_config_file(str(name)) is not None:
         return "adapter"
-    config, _ = PreTrainedConfig.get_config_dict(str(name))
+    try:
+        config, _ = PreTrainedConfig.get_config_dict(str(name))
+        for part in ("text_config", "vision_config"):
+            _require_limits(f"{part}.", config.get(part) or {})
+        _require_limits("", config)
+    except (TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"config.json of {name} does not describe a model: {error}") from error
     if not config:  # transformers returns an empty dict if the file is missing.
         raise FileNotFoundError(
             f"{name} is not a checkpoint: it has no adapter_config.json, and config.json is missing or empty"

@@ -749,7 +749,7 @@ def _require_files_for(config: PreTrainedConfig, name: str, **hub_arguments: Any
         if (path := find(single)) is not None:
             paths = [path]
         elif (path := find(index)) is not None:
-            paths = [found for shard in _shards(path) if (found := find(shard)) is not None]
+            paths = [found for shard in list_shards(path) if (found := find(shard)) is not None]
         else:
             continue
         parameters, size = expected_parameters(config), sum(path.stat().st_size for path in paths)
@@ -766,8 +766,12 @@ def _require_files_for(config: PreTrainedConfig, name: str, **hub_arguments: Any
         return
 
 
-def _shards(index: Path) -> list[str]:
-    """Returns the files that an index names, each of which must be beside it."""
+def list_shards(index: Path) -> list[str]:
+    """Returns the names of the files that an index of weights names; each must be in the folder of the index.
+
+    Raises:
+        ValueError: the index is damaged, or names a file elsewhere.
+    """
     try:
         shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -899,6 +903,7 @@ __all__ = [
     "ECCLModel",
     "ECCLOutput",
     "ECCLPromptLearner",
+    "list_shards",
     "load_sound_model",
     "naming_checkpoint_errors",
     "require_finite",

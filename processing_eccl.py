@@ -3,6 +3,7 @@
 import functools
 import html
 import io
+import math
 import os
 import re
 import stat
@@ -18,6 +19,7 @@ from PIL import Image, ImageOps
 from transformers import BatchFeature, CLIPImageProcessorPil, CLIPTokenizer, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 from transformers.image_utils import PILImageResampling
+from transformers.processing_utils import TextKwargs
 from transformers.utils import logging
 
 from .configuration_eccl import ECCLConfig
@@ -48,6 +50,10 @@ _CONTINUATION = f"[{re.escape(''.join(_CONTINUATIONS))}]"
 _MISREAD = re.compile(f"[\u00c2\u00c3]{_CONTINUATION}|\u00e2{_CONTINUATION}{{2}}")
 
 
+# In characters. A longer text takes the tokenizer seconds, and the model reads a few dozen words.
+LONGEST_CAPTION = 20_000
+
+
 def clean_caption(caption: str) -> str:
     """Cleans a caption as CLIP's published tokenizer does; the tokenizer of transformers leaves this step out.
 
@@ -55,9 +61,27 @@ def clean_caption(caption: str) -> str:
     is repaired; HTML entities are resolved, twice because of text such as `&amp;quot;`; curly quotes become straight;
     ligatures and full-width letters become plain; control characters are removed; letters become lower case. The
     tokenizer itself collapses whitespace.
+
+    Args:
+        caption: any text; what is after the first 20,000 characters, far more than a model reads, is left out.
+
+    Raises:
+        ValueError: the text has characters that UTF-8 does not have (lone surrogates).
     """
-    caption = _MISREAD.sub(_repair, caption)
-    return html.unescape(html.unescape(caption)).translate(_PLAIN_CHARACTERS).lower()
+    caption = caption[:LONGEST_CAPTION]
+    try:
+        caption.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"the text {caption[:80]!r} is not valid: {error}") from error
+    return unescape(unescape(_MISREAD.sub(_repair, caption))).translate(_PLAIN_CHARACTERS).lower()
+
+
+def unescape(text: str) -> str:
+    """Resolves HTML entities. A text with an entity of more digits than Python converts to a number stays as it is."""
+    try:
+        return html.unescape(text)
+    except ValueError:
+        return text
 
 
 def _repair(match: re.Match[str]) -> str:
@@ -210,6 +234,10 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(np.rint(values).astype(np.uint8))
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
 class ECCLImageProcessor(CLIPImageProcessorPil):
     """Resizes an image to 384 x 128 pixels (height x width) bilinearly, without a crop, and normalises it as CLIP does.
 
@@ -229,9 +257,15 @@ class ECCLImageProcessor(CLIPImageProcessorPil):
 
     def __init__(self, **kwargs: Any):
         super().__init__(**kwargs)
-        sides = {name: side for name, side in dict(self.size).items() if isinstance(side, int)}
-        if not all(1 <= side <= _LARGEST_SIDE for side in sides.values()):
+        sides = dict(self.size)
+        if not all(isinstance(side, int) and 1 <= side <= _LARGEST_SIDE for side in sides.values()):
             raise ValueError(f"the size of images is {sides}, each side must be between 1 and {_LARGEST_SIDE:,} pixels")
+        for name in ("image_mean", "image_std"):
+            values = getattr(self, name)
+            if not (isinstance(values, (list, tuple)) and len(values) == 3 and all(map(_is_number, values))):
+                raise ValueError(f"{name} is {values!r}, it must be three numbers")
+        if not _is_number(self.rescale_factor):
+            raise ValueError(f"rescale_factor is {self.rescale_factor!r}, it must be a number")
 
     def convert_to_rgb(self, image: Any, input_data_format: Any = None) -> Any:
         """Converts an image with Pillow, as training does; transformers would put transparent pixels on white."""
@@ -287,14 +321,17 @@ class ECCLProcessor(ProcessorMixin):
         max_text_length: int = 73,
     ):
         # The shortest caption has three tokens: start, one word and end.
-        if not 3 <= max_text_length <= _LARGEST_TEXT_LENGTH:
+        if not (isinstance(max_text_length, int) and 3 <= max_text_length <= _LARGEST_TEXT_LENGTH):
             raise ValueError(
-                f"max_text_length is {max_text_length}, it must be between 3 and {_LARGEST_TEXT_LENGTH:,} tokens"
+                f"max_text_length is {max_text_length!r}, it must be between 3 and {_LARGEST_TEXT_LENGTH:,} tokens"
             )
         self.max_text_length = max_text_length
         if tokenizer is not None:
             _require_vocabulary(tokenizer, tokenizer.name_or_path or "the processor")
             _keep_end_token_at_the_end(tokenizer)
+            # A checkpoint cannot change the arguments of a call, such as `stride`, by its tokenizer's settings.
+            for name in TextKwargs.__annotations__.keys() - {"padding_side"}:
+                tokenizer.init_kwargs.pop(name, None)
         super().__init__(image_processor, tokenizer)
 
     def to_dict(self) -> dict[str, Any]:
@@ -421,10 +458,12 @@ def _keep_end_token_at_the_end(tokenizer: PreTrainedTokenizerBase) -> None:
 
 __all__ = [
     "IMAGE_SUFFIXES",
+    "LONGEST_CAPTION",
     "ECCLImageProcessor",
     "ECCLProcessor",
     "clean_caption",
     "list_images",
     "load_tokenizer",
     "read_image",
+    "unescape",
 ]

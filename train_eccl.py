@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import platform
+import reprlib
 import signal
 import sys
 from collections.abc import Iterator
@@ -30,7 +31,7 @@ import yaml
 from peft import PeftModel
 from transformers import HfArgumentParser, set_seed
 
-from eccl.configuration_eccl import ECCLConfig, checkpoint_kind
+from eccl.configuration_eccl import ECCLConfig, checkpoint_kind, require_sound_config
 from eccl.dataset_scripts import BENCHMARKS
 from eccl.dataset_scripts.base import PersonRetrievalBuilder, canonical_split, published_differences
 from eccl.eval.reports import published_rows
@@ -38,7 +39,7 @@ from eccl.hub.adapter import attach_lora, count_parameters, merge_lora, save_ada
 from eccl.hub.model_card import METRICS, Facts, Result, make_model_card
 from eccl.hub.publish import publish, require_publishable
 from eccl.hub.run_folder import RunFolder, claim_run_folder
-from eccl.modeling_eccl import ECCLModel
+from eccl.modeling_eccl import ECCLModel, naming_checkpoint_errors
 from eccl.processing_eccl import ECCLProcessor, load_tokenizer
 from eccl.training.arguments import ECCLTrainingArguments
 from eccl.training.checkpoints import find_last_complete_checkpoint
@@ -207,25 +208,7 @@ def parse_arguments(arguments: list[str]) -> tuple[DataArguments, ModelArguments
     parser = make_parser()
     if arguments and not arguments[0].startswith("-"):
         recipe, arguments = find_recipe(arguments[0]), arguments[1:]
-        try:
-            values = yaml.safe_load(recipe.read_text(encoding="utf-8"))
-        # The last error is that of brackets within brackets.
-        except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-            raise ValueError(f"{recipe} is not YAML: {' '.join(str(error).split())}") from error
-        if not isinstance(values, dict):
-            raise ValueError(f"{recipe} holds a {type(values).__name__}, it must map option names to values")
-        actions = {action.dest: action for action in parser._actions}
-        unknown = sorted(values.keys() - actions.keys())
-        if unknown:
-            raise ValueError(
-                f"{recipe}: unknown option {', '.join(unknown)}; train_eccl.py --help_all lists the options"
-            )
-        # argparse checks only what is given on the command line.
-        for name, value in values.items():
-            choices = actions[name].choices
-            if choices is not None and value not in choices:
-                raise ValueError(f"{recipe}: {name} is {value!r}, it must be one of {', '.join(map(str, choices))}")
-        parser.set_defaults(**values)
+        parser.set_defaults(**_read_recipe(recipe, parser))
     if {"--help", "-h", "--help_all"} & set(arguments):
         print(format_help(parser, "--help_all" in arguments))
         sys.exit()
@@ -237,6 +220,64 @@ def parse_arguments(arguments: list[str]) -> tuple[DataArguments, ModelArguments
     ]
     data, model, args, *_ = parser.parse_args_into_dataclasses(arguments, look_for_args_file=False)
     return data, model, args
+
+
+class _RecipeLoader(yaml.SafeLoader):
+    """Reads plain YAML. Aliases are refused: a few lines of them can stand for any number of values."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("it has an alias (*name), which a recipe must not have")
+        return super().compose_node(parent, index)
+
+
+def _read_recipe(recipe: Path, parser: argparse.ArgumentParser) -> dict[str, Any]:
+    """Reads a recipe, and converts its values as argparse converts those of the command line.
+
+    Raises:
+        ValueError: see [`parse_arguments`].
+    """
+    try:
+        # It is a subclass of the safe loader.
+        values = yaml.load(recipe.read_text(encoding="utf-8"), _RecipeLoader)
+    # On malformed tags and on brackets within brackets, the library raises errors of many types.
+    except Exception as error:
+        raise ValueError(f"{recipe} is not YAML: {' '.join(str(error).split()) or type(error).__name__}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{recipe} holds a {type(values).__name__}, it must map option names to values")
+    actions = {action.dest: action for action in parser._actions}
+    unknown = sorted(str(name) for name in values if name not in actions)
+    if unknown:
+        raise ValueError(f"{recipe}: unknown option {', '.join(unknown)}; train_eccl.py --help_all lists the options")
+    words: list[str] = []
+    for name, value in values.items():
+        choices = actions[name].choices
+        if choices is not None and value not in list(choices):
+            shown = reprlib.repr(value)
+            raise ValueError(f"{recipe}: {name} is {shown}, it must be one of {', '.join(map(str, choices))}")
+        words += _to_words(recipe, actions[name], value)
+    try:
+        converted = vars(parser.parse_args(words))
+    except ValueError as error:
+        raise ValueError(f"{recipe}: {error}") from error
+    return {name: converted[name] for name in values}
+
+
+def _to_words(recipe: Path, action: argparse.Action, value: Any) -> list[str]:
+    """Writes a value of a recipe as words of a command line."""
+    option = f"--{action.dest}"
+    if value is None and action.default is None:
+        return []
+    if isinstance(value, dict) and action.nargs in ("+", "*"):
+        value = [f"{name}={weight}" for name, weight in value.items()]
+    if isinstance(value, list) and action.nargs in ("+", "*"):
+        return [option, *map(str, value)]
+    if isinstance(value, dict):
+        with contextlib.suppress(TypeError, RecursionError):  # A value that JSON does not have.
+            return [f"{option}={json.dumps(value)}"]
+    if isinstance(value, (bool, int, float, str)) and value != "--":
+        return [f"{option}={value}"]
+    raise ValueError(f"{recipe}: {action.dest} is {reprlib.repr(value)}, which this option cannot be")
 
 
 @dataclass(frozen=True)
@@ -283,16 +324,18 @@ def build_model(arguments: ModelArguments, tune: str, train: datasets.Dataset) -
 
 def _build_from_backbone(arguments: ModelArguments, tune: str) -> tuple[ECCLModel, ECCLProcessor]:
     source = str(arguments.init_from)
-    config = transformers.PreTrainedConfig.get_config_dict(source)[0]
+    with naming_checkpoint_errors(source):
+        # `from_clip` refuses an adapter, which is of the third kind.
+        config_class: Any = ECCLConfig if checkpoint_kind(source) == "eccl" else transformers.CLIPConfig
+        config = config_class.from_pretrained(source)
+        require_sound_config(config)
     if arguments.image_size is not None:
         height, width = arguments.image_size
-    elif checkpoint_kind(source) == "eccl":
-        height, width = config["vision_config"]["image_size"]
     else:
-        height, width = _IMAGE_SIZE
+        height, width = config.input_size if isinstance(config, ECCLConfig) else _IMAGE_SIZE
     prompt_depth = arguments.prompt_depth
     if prompt_depth is None:
-        layers = (config.get(name, {}).get("num_hidden_layers", 12) for name in ("text_config", "vision_config"))
+        layers = (encoder.num_hidden_layers for encoder in (config.text_config, config.vision_config))
         prompt_depth = min(_PROMPT_DEPTH, *layers)
     num_prompt_tokens = arguments.num_prompt_tokens if tune == "lora" else 0
     model = ECCLModel.from_clip(source, (height, width), num_prompt_tokens, prompt_depth)

@@ -1,6 +1,5 @@
 """Reads the raw annotation of a person-retrieval benchmark and checks all its records and images."""
 
-import html
 import json
 import os
 from collections import Counter
@@ -17,6 +16,8 @@ from ..utils.files import complete_file
 SPLITS = ("train", "val", "test")
 # The Hugging Face libraries say `validation`. It is accepted everywhere instead of `val`.
 SPLIT_ALIASES = {"validation": "val"}
+# Bytes: about a million images.
+_LARGEST_ANNOTATION = 512 * 2**20
 _MAX_PROBLEMS_IN_MESSAGE = 20
 _MAX_CHARACTERS_IN_MESSAGE = 160
 
@@ -71,13 +72,16 @@ def find_annotation(data_dir: str | Path, layout: Layout) -> Path:
 
     Raises:
         FileNotFoundError: there is no such file; the message says where it was expected and what was found instead.
-        ValueError: there are several such files, and they differ.
+        ValueError: there are several such files, and they differ; or one has more than 512 MiB.
     """
     # The rows of the data set keep this path, and it must be valid from every working directory.
     root = Path(data_dir).expanduser().absolute()
     folders = [root, root / layout.folder]
     for folder in folders:
         found = [folder / name for name in layout.annotation_files if (folder / name).is_file()]
+        for file in found:
+            if file.stat().st_size > _LARGEST_ANNOTATION:
+                raise ValueError(f"{file} has {file.stat().st_size:,} bytes, the limit is {_LARGEST_ANNOTATION:,}")
         if len({file.read_bytes() for file in found}) > 1:
             raise ValueError(
                 f"{' and '.join(map(str, found))} are different files: keep the right one, remove the others"
@@ -249,12 +253,17 @@ def _find_faults(entry: object, layout: Layout) -> Iterator[str]:
 
 
 def _find_caption_faults(captions: object) -> Iterator[str]:
+    # Imported here, because the module needs transformers.
+    from ..processing_eccl import LONGEST_CAPTION, unescape
+
     if not isinstance(captions, list) or not captions:
         yield f"captions is {_shorten(captions)}, it must be a list of at least one caption"
         return
     for index, caption in enumerate(captions):
-        if not isinstance(caption, str) or not any(map(str.isalnum, html.unescape(caption))):
+        if not isinstance(caption, str) or not any(map(str.isalnum, unescape(caption))):
             yield f"captions[{index}] is {_shorten(caption)}, it must be a sentence"
+        elif len(caption) > LONGEST_CAPTION:
+            yield f"captions[{index}] has {len(caption):,} characters, the limit is {LONGEST_CAPTION:,}"
         elif not _is_valid_text(caption):
             yield f"captions[{index}] is {_shorten(caption)}, it must be text that UTF-8 can encode"
 

@@ -8,7 +8,6 @@ Several --model, and several --dataset with one --data_dir each, score every mod
 import argparse
 import contextlib
 import json
-import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -123,7 +122,7 @@ def read_before(file: Path) -> dict[str, float]:
     metrics: dict[str, float] = {}
     for metric in METRICS:
         value = content.get(metric) if isinstance(content, dict) else None
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 100:
             raise ValueError(f"--before is {file}, in which {metric} is {value!r}: it must be a number, in percent")
         metrics[metric] = value
     return metrics

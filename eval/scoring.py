@@ -183,7 +183,7 @@ def read_oracle(folder: Path, split: str) -> float | None:
     try:
         oracle = read_json(file)["oracle_rank1"].get(split)
         return None if oracle is None else float(oracle)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise ValueError(f"{file} is not the file of a synthetic benchmark: it has no oracle_rank1 by split") from error
 
 

@@ -5,6 +5,7 @@ python -m eccl.hub.publish runs/rstpreid me/eccl-rstpreid
 
 import contextlib
 import fnmatch
+import os
 import shlex
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -86,19 +87,26 @@ def _local_base(adapter: Path) -> str | None:
     # Imported here, because the module needs torch.
     from .adapter import is_path, resolve_base
 
-    base = resolve_base(adapter, read_json(adapter / "adapter_config.json").get("base_model_name_or_path"))
+    named = read_json(adapter / "adapter_config.json").get("base_model_name_or_path")
+    if not isinstance(named, (str, type(None))):
+        raise ValueError(f"{adapter / 'adapter_config.json'}: base_model_name_or_path is {named!r}, it must be a text")
+    base = resolve_base(adapter, named)
     return base if base and is_path(base) else None
 
 
 def _files_of_model(folder: Path) -> set[str]:
     """Returns the names of the files that a model needs: its weights, and the code that `config.json` refers to."""
+    # Imported here, because the module needs torch.
+    from ..modeling_eccl import list_shards
+
     config = read_json(folder / "config.json")
-    code = {f"{reference.split('.')[0]}.py" for reference in config.get("auto_map", {}).values()}
-    code |= {f"{task['impl'].split('.')[0]}.py" for task in config.get("custom_pipelines", {}).values()}
+    try:
+        code = {f"{reference.split('.')[0]}.py" for reference in config.get("auto_map", {}).values()}
+        code |= {f"{task['impl'].split('.')[0]}.py" for task in config.get("custom_pipelines", {}).values()}
+    except (AttributeError, TypeError, KeyError) as error:
+        raise ValueError(f"{folder / 'config.json'}: auto_map or custom_pipelines is damaged: {error!r}") from error
     index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        return code | set(read_json(index)["weight_map"].values())
-    return code | {"model.safetensors"}
+    return code | (set(list_shards(index)) if index.is_file() else {"model.safetensors"})
 
 
 def _space_sdk(folder: Path) -> str | None:
@@ -187,7 +195,8 @@ def _list_files(folder: Path, allowed: Iterable[str]) -> list[Path]:
         found += sorted(path.iterdir()) if path.name in subfolders and path.is_dir() else [path]
     root = folder.resolve()
     for path in sorted(folder.rglob("*")):
-        target = path.resolve()
+        # Unlike `Path.resolve`, it takes a link to itself.
+        target = Path(os.path.realpath(path))
         if path.is_symlink() and not target.is_relative_to(root) and target != _PACKAGE / path.name:
             raise ValueError(
                 f"{path} is a link that leads out of the folder, to {target}: remove it, or replace it by a copy"

@@ -101,6 +101,8 @@ class ECCLTrainer(Trainer):
         # The trainer deletes old checkpoints itself, once the new one is complete.
         self._save_total_limit, args.save_total_limit = args.save_total_limit, None
         self._eval_on_start = args.eval_on_start
+        if args.eval_on_start and eval_dataset is None:
+            raise ValueError("eval_on_start needs a split to evaluate on, and there is none (eval_strategy is no)")
         self.pairs = train_dataset
         self.objective = ECCLObjective(args, train_dataset, model.config.projection_dim)
         kwargs.setdefault("data_collator", PairCollator(kwargs["processing_class"]))
@@ -221,7 +223,13 @@ class ECCLTrainer(Trainer):
     ) -> torch.optim.lr_scheduler.LRScheduler:
         """Makes the per-epoch schedule (`epoch_factor` in arguments.py), or the one that `lr_scheduler_type` names."""
         if not self.args.epoch_schedule:
-            return super().create_scheduler(num_training_steps, optimizer)
+            try:
+                return super().create_scheduler(num_training_steps, optimizer)
+            except TypeError as error:
+                raise ValueError(
+                    f"lr_scheduler_kwargs {self.args.lr_scheduler_kwargs} do not fit lr_scheduler_type "
+                    f"{self.args.lr_scheduler_type}: {error}"
+                ) from error
         stepped: Any = self.optimizer if optimizer is None else optimizer
         if self.lr_scheduler is None:
             batch_size = self.args.train_batch_size * self.args.world_size

@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from types import FrameType
@@ -46,6 +47,14 @@ class CommandParser(argparse.ArgumentParser):
         kwargs.setdefault("allow_abbrev", False)
         super().__init__(prog=command, description=(description or "").partition("\n")[0], **kwargs)
         self.add_argument("--debug", action="store_true", help="after an error, show the traceback instead of one line")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        options, others = super().parse_known_args(args, namespace)
+        for action in self._actions:
+            # Python 3.11 makes an empty list of `--option=--`.
+            if action.nargs is None and getattr(options, action.dest, None) == [] and action.default != []:
+                self.error(f"argument {action.option_strings[0]}: expected one argument")
+        return options, others
 
     def error(self, message: str) -> NoReturn:
         """Ends the program with one line on stderr and exit status 2."""
@@ -103,8 +112,8 @@ def add_shared_option(parser: argparse.ArgumentParser, name: str, **changes: Any
 def command(main: Callable[[list[str]], None]) -> Callable[..., None]:
     """Decorates the `main` of a command: a user's mistake becomes one line on stderr and exit status 2.
 
-    `ValueError`, `OSError` and the error of a wrong configuration count as mistakes of the user: a wrong value, a
-    missing file, a server that refuses.
+    `ValueError`, `OSError`, `ImportError` and the error of a wrong configuration count as mistakes of the user: a wrong
+    value, a missing file or package, a server that refuses.
     With `--debug` among the arguments they keep their traceback. Any other error is a defect of the program and always
     keeps its traceback. Ctrl-C becomes one line and exit status 130; a second one ends the process at once. Control
     characters in errors, warnings and log messages are escaped.
@@ -134,6 +143,8 @@ def command(main: Callable[[list[str]], None]) -> Callable[..., None]:
         except Exception as error:
             if "--debug" in arguments or not _is_mistake(error):
                 raise
+            # A progress bar ends its line when the frame that shows it has gone.
+            traceback.clear_frames(error.__traceback__)
             # Some libraries break their messages into lines.
             print(f"error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
             sys.exit(2)
@@ -144,7 +155,8 @@ def command(main: Callable[[list[str]], None]) -> Callable[..., None]:
 def _is_mistake(error: Exception) -> bool:
     # A configuration that has a wrong value; a command may not import the library for its class alone.
     is_configuration = any(each.__name__ == "StrictDataclassError" for each in type(error).__mro__)
-    return isinstance(error, (ValueError, OSError)) or is_configuration
+    # An option can need a package that is not installed.
+    return isinstance(error, (ValueError, OSError, ImportError)) or is_configuration
 
 
 def require_push(parser: CommandParser, options: argparse.Namespace) -> None:

@@ -15,6 +15,7 @@ _FONT_FOLDERS = {
 }.get(sys.platform, ("/usr/share/fonts", "/usr/local/share/fonts", "~/.local/share/fonts", "~/.fonts"))
 _FONT_SUFFIXES = (".ttf", ".otf", ".ttc")
 _STYLES = ("bold", "italic", "oblique", "light", "condensed", "mono")
+_MOST_CHARACTERS = 100_000
 # Reading a thousand fonts takes seconds.
 _MAX_FONTS = 300
 # No font has a glyph for a code point that is no character.
@@ -57,7 +58,8 @@ def set_text(text: str, width: int, font_size: int, max_lines: int = 4) -> Lette
         font_size: size of the font in pixels.
         max_lines: the largest number of lines.
     """
-    text = "".join(character if character.isprintable() else " " for character in text)
+    # More characters than any number of lines shows.
+    text = "".join(character if character.isprintable() else " " for character in text[:_MOST_CHARACTERS])
     font, missing = find_font("".join(sorted(set(text))), font_size)
     if missing:
         count = sum(character in missing for character in text)

@@ -135,25 +135,33 @@ def make_kind(kind, folder):
 
 
 @pytest.mark.parametrize("kind", ["model", "adapter", "data set", "metric", "Space"])
+def test_only_the_files_of_a_kind_are_listed(kind, tmp_path, capsys):
+    folder = tmp_path / "thing"
+    expected = make_kind(kind, folder)
+    plant(folder)
+    main([str(folder), "me/thing", "--dry_run"])
+    first, *lines = capsys.readouterr().out.splitlines()
+    total = sum((folder / name).stat().st_size for name in expected)
+    assert first == f"me/thing ({kind}, private): {len(expected)} files, {total:,} bytes"
+    sizes = {name: f"{(folder / name).stat().st_size:,}" for name in expected}
+    assert {line.split()[1]: line.split()[0] for line in lines if "not published" not in line} == sizes
+    left_out = [line.split()[2].rstrip("/") for line in lines if "  not published: " in line]
+    assert all(any(name == path or name.startswith(f"{path}/") for path in left_out) for name in PLANTED)
+    main([str(folder), "me/thing", "--dry_run", "--public"])
+    assert f"me/thing ({kind}, public: everybody can read it): " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["model", "data set"])
 def test_only_the_files_of_a_kind_are_sent(kind, hub, tmp_path):
     folder = tmp_path / "thing"
     expected = make_kind(kind, folder)
     plant(folder)
-    listed = push(hub, folder, "me/thing", "--dry_run")
-    assert listed.returncode == 0 and not hub.repositories
     done = push(hub, folder, "me/thing")
     assert done.returncode == 0, done.stderr
-    repository = hub.repositories[
-        {"data set": "dataset", "metric": "space", "Space": "space"}.get(kind, "model"), "me/thing"
-    ]
+    repository = hub.repositories["model" if kind == "model" else "dataset", "me/thing"]
     assert repository["private"] and set(repository["commits"][-1][1]) == {".gitattributes", *expected}
-    # The list comes first, and is the one of the dry run.
-    assert listed.stdout.splitlines() == done.stderr.splitlines()[: len(listed.stdout.splitlines())]
-    assert f"me/thing ({kind}, private): {len(expected)} files" in listed.stdout
-    sizes = {name: (folder / name).stat().st_size for name in expected}
-    assert all(f"{size:,}  {name}\n" in listed.stdout for name, size in sizes.items())
-    left_out = [line.split()[2].rstrip("/") for line in listed.stdout.splitlines() if "  not published: " in line]
-    assert left_out and all(any(name == path or name.startswith(f"{path}/") for path in left_out) for name in PLANTED)
+    # The list comes first.
+    assert done.stderr.startswith(f"me/thing ({kind}, private): {len(expected)} files")
 
 
 def test_a_link_that_leads_out_of_the_folder_is_refused(tmp_path):
