@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -74,24 +74,23 @@ def make_model_index(results: Sequence[Result]) -> str:
     return yaml.safe_dump({"model-index": blocks}, sort_keys=False, allow_unicode=True)
 
 
-def hide_paths(results: Sequence[Result]) -> list[Result]:
-    """Returns results that name models and data by the last part of their paths, so that they can be given away.
-
-    Names of the Hub stay as they are. If two paths have the same last part, both get as many parts as tell them apart.
-    """
-    models, folders = (
-        _last_parts(names) for names in ([each.model for each in results], [each.data_dir for each in results])
-    )
-    return [replace(each, model=models[each.model], data_dir=folders[each.data_dir]) for each in results]
-
-
-def _last_parts(names: Sequence[str]) -> dict[str, str]:
-    parts = {name: Path(os.path.abspath(name)).parts[1:] if os.path.exists(name) else (name,) for name in names}
-    for count in range(1, max(map(len, parts.values())) + 1):
-        short = {name: "/".join(each[-count:]) for name, each in parts.items()}
-        if len(set(short.values())) == len(short):
-            break
+def shorten_names(names: Iterable[str]) -> dict[str, str]:
+    """Returns the last part of each path, or as many parts as tell it from the others."""
+    parts = {name: Path(name).parts or (name,) for name in names}
+    short = {}
+    for name, own in parts.items():
+        count = 1
+        while count < len(own) and any(each[-count:] == own[-count:] for other, each in parts.items() if other != name):
+            count += 1
+        short[name] = "/".join(own[-count:])
     return short
+
+
+def hide_paths(results: Sequence[Result]) -> list[Result]:
+    """Returns results that can be given away: paths are shortened, and names of the Hub stay as they are."""
+    models, folders = shorten_names(each.model for each in results), shorten_names(each.data_dir for each in results)
+    models |= {name: name for name in models if not os.path.exists(name)}
+    return [replace(each, model=models[each.model], data_dir=folders[each.data_dir]) for each in results]
 
 
 def write_report(
@@ -123,4 +122,4 @@ def write_report(
         unfinished.write_text("\n\n".join(sections), "utf-8", "backslashreplace")
 
 
-__all__ = ["hide_paths", "make_model_index", "make_report", "published_rows", "write_report"]
+__all__ = ["hide_paths", "make_model_index", "make_report", "published_rows", "shorten_names", "write_report"]

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +31,7 @@ from ..utils.command_line import say
 from ..utils.files import complete_file, read_json
 from .person_retrieval.person_retrieval import retrieval_metrics, score_embeddings
 from .pictures import choose_queries, draw_rankings
+from .reports import shorten_names
 from .reranking import rerank_blocks
 
 
@@ -212,20 +212,14 @@ def evaluate_models(models: Sequence[str], benchmarks: Sequence[Benchmark], sett
     return evaluation
 
 
-def shorten_names(names: Sequence[str]) -> dict[str, str]:
-    """Returns the last part of each path; the whole path if another one has the same last part."""
-    last_parts = {name: Path(name).name or name for name in names}
-    counts = Counter(last_parts.values())
-    return {name: last_part if counts[last_part] == 1 else name for name, last_part in last_parts.items()}
-
-
 def label_benchmarks(benchmarks: Sequence[Benchmark]) -> list[str]:
     """Returns the words that tell the benchmarks apart in the label of a curve; empty if there is one benchmark."""
     if len(benchmarks) == 1:
         return [""]
-    if len({benchmark.data_dir for benchmark in benchmarks}) == len(benchmarks):
-        return [f" on {benchmark.data_dir}" for benchmark in benchmarks]
-    return [f" on {benchmark.name} in {benchmark.data_dir}" for benchmark in benchmarks]
+    folders = shorten_names(benchmark.data_dir for benchmark in benchmarks)
+    if len(folders) == len(benchmarks):
+        return [f" on {folders[benchmark.data_dir]}" for benchmark in benchmarks]
+    return [f" on {benchmark.name} in {folders[benchmark.data_dir]}" for benchmark in benchmarks]
 
 
 def add_scores(

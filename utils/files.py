@@ -4,7 +4,9 @@ A lock keeps two runs from writing to the same folder. What a killed run has lef
 """
 
 import contextlib
+import errno
 import json
+import logging
 import os
 import platform
 import shutil
@@ -17,6 +19,7 @@ from typing import Any
 if sys.platform != "win32":
     import fcntl
 
+_logger = logging.getLogger(__name__)
 _LOCK_FILE = ".lock"
 
 
@@ -64,6 +67,11 @@ def _lock(file: Path, name: Path) -> int:
             holder = os.read(descriptor, 1000).decode(errors="replace")
             os.close(descriptor)
             raise BlockingIOError(f"another run is writing to {name} ({holder}): name another folder") from error
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+                raise
+            _logger.warning(f"the disk of {name} has no locks: another run could write to it at the same time")
+            return descriptor
         if file.exists() and os.path.samestat(os.fstat(descriptor), file.stat()):
             os.ftruncate(descriptor, 0)
             os.write(descriptor, f"process {os.getpid()} on {platform.node()}".encode())

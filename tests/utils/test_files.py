@@ -1,3 +1,5 @@
+import errno
+import fcntl
 import os
 import platform
 import signal
@@ -211,6 +213,16 @@ def test_a_lock_is_not_inherited_by_worker_processes(tmp_path):
     finally:
         os.kill(worker, signal.SIGKILL)
         os.waitpid(worker, 0)
+
+
+def test_a_disk_without_locks_gives_a_warning(tmp_path, monkeypatch, caplog):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "lockf", refuse)
+    with complete_folder(tmp_path / "out") as folder:
+        (folder / "whole").write_text("")
+    assert names_below(tmp_path) == ["out", "out/whole"] and "has no locks" in caplog.text
 
 
 def test_a_refused_run_leaves_no_folder(tmp_path):
