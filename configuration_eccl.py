@@ -1,6 +1,7 @@
 """Configuration of ECCL: a CLIP dual encoder for person-shaped images, with deep coupled prompts."""
 
 import copy
+import json
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
@@ -242,7 +243,10 @@ def checkpoint_kind(name: str | PathLike[str]) -> Literal["adapter", "clip", "ec
     try:
         config, _ = PreTrainedConfig.get_config_dict(str(name))
         for part in ("text_config", "vision_config"):
-            _require_limits(f"{part}.", config.get(part) or {})
+            values = config.get(part) or {}
+            if not isinstance(values, dict):
+                raise ValueError(f"config.json of {name}: {part} is {values!r}, it must be an object")
+            _require_limits(f"{part}.", values)
         _require_limits("", config)
     except (TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"config.json of {name} does not describe a model: {error}") from error
@@ -261,4 +265,27 @@ def checkpoint_kind(name: str | PathLike[str]) -> Literal["adapter", "clip", "ec
     )
 
 
-__all__ = ["PIPELINE_TASK", "ECCLConfig", "checkpoint_kind", "expected_parameters", "require_sound_config"]
+def list_shards(index: Path) -> list[str]:
+    """Returns the names of the files that an index of weights names; each must be in the folder of the index.
+
+    Raises:
+        ValueError: the index is damaged, or names a file elsewhere.
+    """
+    try:
+        shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{index} is not an index of weights: {error}") from error
+    for shard in shards:
+        if not isinstance(shard, str) or Path(shard).name != shard or "\\" in shard:
+            raise ValueError(f"{index} names the file {shard!r}: it must be a file in the same folder")
+    return shards
+
+
+__all__ = [
+    "PIPELINE_TASK",
+    "ECCLConfig",
+    "checkpoint_kind",
+    "expected_parameters",
+    "list_shards",
+    "require_sound_config",
+]

@@ -7,7 +7,6 @@ each line, this text included, so the next line brings the pipeline along:
 """
 
 import contextlib
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -41,7 +40,13 @@ from transformers.utils import (
 from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
-from .configuration_eccl import ECCLConfig, checkpoint_kind, expected_parameters, require_sound_config
+from .configuration_eccl import (
+    ECCLConfig,
+    checkpoint_kind,
+    expected_parameters,
+    list_shards,
+    require_sound_config,
+)
 
 # CLIP checkpoints that were saved before transformers 4.31 have this end-of-text id. It is wrong for all of them: the
 # end-of-text token of CLIP is the last one of the vocabulary.
@@ -766,22 +771,6 @@ def _require_files_for(config: PreTrainedConfig, name: str, **hub_arguments: Any
         return
 
 
-def list_shards(index: Path) -> list[str]:
-    """Returns the names of the files that an index of weights names; each must be in the folder of the index.
-
-    Raises:
-        ValueError: the index is damaged, or names a file elsewhere.
-    """
-    try:
-        shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{index} is not an index of weights: {error}") from error
-    for shard in shards:
-        if not isinstance(shard, str) or Path(shard).name != shard or "\\" in shard:
-            raise ValueError(f"{index} names the file {shard!r}: it must be a file in the same folder")
-    return shards
-
-
 @contextlib.contextmanager
 def naming_checkpoint_errors(name: str) -> Iterator[None]:
     """Turns any error about the files of a checkpoint into a `ValueError` that names the checkpoint.
@@ -903,7 +892,6 @@ __all__ = [
     "ECCLModel",
     "ECCLOutput",
     "ECCLPromptLearner",
-    "list_shards",
     "load_sound_model",
     "naming_checkpoint_errors",
     "require_finite",

@@ -68,12 +68,12 @@ def clean_caption(caption: str) -> str:
     Raises:
         ValueError: the text has characters that UTF-8 does not have (lone surrogates).
     """
-    caption = caption[:LONGEST_CAPTION]
+    caption = _MISREAD.sub(_repair, caption[:LONGEST_CAPTION])
     try:
         caption.encode()
     except UnicodeEncodeError as error:
         raise ValueError(f"the text {caption[:80]!r} is not valid: {error}") from error
-    return unescape(unescape(_MISREAD.sub(_repair, caption))).translate(_PLAIN_CHARACTERS).lower()
+    return unescape(unescape(caption)).translate(_PLAIN_CHARACTERS).lower()
 
 
 def unescape(text: str) -> str:

@@ -6,7 +6,6 @@ import json
 import logging
 import math
 import os
-import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,12 +24,11 @@ from ..modeling_eccl import (
     require_tensors,
     share_weights,
 )
+from .bases import BASE_FOLDER_FILE, is_path, resolve_base
 
 logger = logging.getLogger(__name__)
 
 TARGET_MODULES = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
-# Beside an adapter whose base is a folder: the path of that folder, for this machine alone. It is never published.
-_BASE_FOLDER_FILE = "base_folder.txt"
 # What may differ between the `adapter_config.json` of two adapters of this project.
 _FREE_SETTINGS = {
     *("r", "lora_alpha", "lora_dropout", "base_model_name_or_path", "revision", "inference_mode", "auto_mapping"),
@@ -274,25 +272,7 @@ def save_adapter(model: PeftModel, folder: str | Path, base: str | None) -> None
     model.peft_config[model.active_adapter].base_model_name_or_path = f"./{path.name}" if path else base
     model.save_pretrained(str(folder))
     if path:
-        Path(folder, _BASE_FOLDER_FILE).write_text(f"{path}\n", "utf-8", "surrogateescape")
-
-
-def is_path(base: str) -> bool:
-    """Returns whether the name of a base is a folder of this machine, or of another one, and no Hub id."""
-    return Path(base).is_dir() or re.match(r"[./~\\]|[A-Za-z]:", base) is not None
-
-
-def resolve_base(name: str | Path, base: str | None) -> str | None:
-    """Returns the base that an adapter names; the path of the folder if it is `./NAME` and the adapter knows the path.
-
-    Args:
-        name: folder or Hub id of the adapter.
-        base: the base as `adapter_config.json` has it.
-    """
-    file = Path(name, _BASE_FOLDER_FILE)
-    if base and is_path(base) and file.is_file():
-        return file.read_text("utf-8", "surrogateescape").strip()
-    return base
+        Path(folder, BASE_FOLDER_FILE).write_text(f"{path}\n", "utf-8", "surrogateescape")
 
 
 def find_base(name: str | Path, base: str | None = None) -> str:
@@ -383,9 +363,7 @@ __all__ = [
     "count_parameters",
     "digest_weights",
     "find_base",
-    "is_path",
     "load_adapter",
     "merge_lora",
-    "resolve_base",
     "save_adapter",
 ]

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ..utils.command_line import CommandParser, command, say, tell
 from ..utils.files import read_json
+from .bases import is_path, resolve_base
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 # The files that are uploaded, for each kind of folder; everything else is left out.
@@ -84,9 +85,6 @@ def _recognise(folder: Path) -> str:
 
 def _local_base(adapter: Path) -> str | None:
     """Returns the base of an adapter if it is a folder of a machine; `None` if it is a Hub id, or is not named."""
-    # Imported here, because the module needs torch.
-    from .adapter import is_path, resolve_base
-
     named = read_json(adapter / "adapter_config.json").get("base_model_name_or_path")
     if not isinstance(named, (str, type(None))):
         raise ValueError(f"{adapter / 'adapter_config.json'}: base_model_name_or_path is {named!r}, it must be a text")
@@ -96,8 +94,8 @@ def _local_base(adapter: Path) -> str | None:
 
 def _files_of_model(folder: Path) -> set[str]:
     """Returns the names of the files that a model needs: its weights, and the code that `config.json` refers to."""
-    # Imported here, because the module needs torch.
-    from ..modeling_eccl import list_shards
+    # Imported here, because the module needs transformers.
+    from ..configuration_eccl import list_shards
 
     config = read_json(folder / "config.json")
     try:

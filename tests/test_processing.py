@@ -1,5 +1,6 @@
 import html
 import io
+import json
 import re
 
 import ftfy
@@ -14,6 +15,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from eccl.processing_eccl import (
     IMAGE_SUFFIXES,
+    LONGEST_CAPTION,
     ECCLImageProcessor,
     ECCLProcessor,
     clean_caption,
@@ -358,3 +360,34 @@ def test_an_array_that_is_no_8_bit_image_is_refused(image, values):
     twin = Image.fromarray(np.full((8, 6, 3), 51, np.uint8))
     scaled = processor(np.full((8, 6, 3), 0.2, np.float32), do_rescale=False)["pixel_values"][0]
     np.testing.assert_allclose(scaled, processor(twin)["pixel_values"][0], atol=1e-5)
+
+
+# -- Texts that nobody writes
+
+
+@pytest.mark.parametrize(
+    "text", ["a" * 2**20, "a " * 2**19, "&#x" + "f" * 2**19 + ";", "&#" + "1" * 5000 + ";", "é" * 2**20]
+)
+def test_a_long_text_is_cut_before_it_is_read(text):
+    clean = clean_caption(text)
+    assert clean == clean_caption(text[:LONGEST_CAPTION]) and len(clean) <= LONGEST_CAPTION
+
+
+def test_an_entity_with_too_many_digits_stays_as_it_is():
+    text = "&amp; &#" + "1" * 5000 + ";"
+    assert clean_caption(text) == text and clean_caption("&amp;amp; &#65;") == "& a"
+
+
+def test_a_text_that_utf8_does_not_have_is_refused():
+    with pytest.raises(ValueError, match=r"the text 'a \\ud800' is not valid: .*surrogates not allowed"):
+        clean_caption("a \ud800")
+
+
+def test_the_settings_of_a_tokenizer_are_not_arguments_of_its_calls(tmp_path):
+    processor = ECCLProcessor(ECCLImageProcessor(), clip_tokenizer())
+    expected = processor(text=["a red coat"])["input_ids"]
+    processor.save_pretrained(tmp_path)
+    file = tmp_path / "tokenizer_config.json"
+    hostile = {"stride": "x", "pad_to_multiple_of": -1, "is_split_into_words": True, "return_overflowing_tokens": True}
+    file.write_text(json.dumps(json.loads(file.read_text()) | hostile))
+    assert ECCLProcessor.from_pretrained(tmp_path)(text=["a red coat"])["input_ids"] == expected

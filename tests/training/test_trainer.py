@@ -180,6 +180,23 @@ def test_the_command_resumes_from_the_last_checkpoint(backbone, benchmark, tmp_p
     assert [entry["step"] for entry in history if "loss" in entry] == list(range(1, 9))
 
 
+def test_a_recipe_is_read_like_the_command_line(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    # In YAML 1.1, 1e-3 is a text.
+    recipe.write_text(
+        "learning_rate: 1e-3\nlosses: {tal: 1, identity_memory: 0.5}\nimage_size: [32, 16]\naugment: false\n"
+        "eval_split: null\nscratch_config: {projection_dim: 8}\noutput_dir: --out\n"
+    )
+    _, model, args = train_eccl.parse_arguments([str(recipe)])
+    assert args.learning_rate == 1e-3 and args.loss_weights == {"tal": 1.0, "identity_memory": 0.5}
+    assert model.image_size == [32, 16] and args.augment is False and args.eval_split is None
+    assert json.loads(model.scratch_config) == {"projection_dim": 8} and args.output_dir == "--out"
+    words = "--learning_rate 2e-3 --losses tal=2 --image_size 64 32 --eval_split test"
+    _, model, args = train_eccl.parse_arguments([str(recipe), *words.split()])
+    assert args.learning_rate == 2e-3 and args.loss_weights == {"tal": 2.0} and model.image_size == [64, 32]
+    assert args.eval_split == "test" and args.augment is False
+
+
 def test_flags_override_the_recipe_and_unknown_keys_are_named(tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(yaml.safe_dump({"dataset_name": "rstpreid", "tal_margin": 0.3, "augment": False}))
