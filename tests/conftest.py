@@ -76,3 +76,19 @@ def backbone(benchmark, tmp_path_factory):
     folder = tmp_path_factory.mktemp("backbone") / "model"
     make_backbone(benchmark, folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def laboratory(tmp_path_factory):
+    """Runs commands on hostile input, each in a process with limits."""
+    from fuzzing import Laboratory
+
+    return Laboratory(tmp_path_factory.mktemp("laboratory"))
+
+
+@pytest.fixture(scope="session")
+def sound(laboratory, benchmark, backbone):
+    """A sound folder of each kind, by the name of the kind."""
+    from sound_folders import make_sound_folders
+
+    return make_sound_folders(laboratory.folder / "sound", benchmark, backbone)

@@ -16,19 +16,8 @@ import pytest
 import torch
 from fuzzing import Laboratory
 from PIL import Image
-from sound_folders import make_sound_folders
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def laboratory(tmp_path_factory):
-    return Laboratory(tmp_path_factory.mktemp("laboratory"))
-
-
-@pytest.fixture(scope="module")
-def sound(laboratory, benchmark, backbone):
-    return make_sound_folders(laboratory.folder / "sound", benchmark, backbone)
 
 
 def edit(file: str, **changes):

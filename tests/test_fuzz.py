@@ -19,7 +19,7 @@ import yaml
 from fuzzing import Laboratory, Outcome
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from sound_folders import SIZE, make_sound_folders
+from sound_folders import SIZE
 
 pytestmark = pytest.mark.slow
 
@@ -34,17 +34,6 @@ def examples(count: int) -> settings:
         phases=[Phase.explicit, Phase.generate],
         suppress_health_check=list(HealthCheck),
     )
-
-
-@pytest.fixture(scope="module")
-def laboratory(tmp_path_factory):
-    return Laboratory(tmp_path_factory.mktemp("laboratory"))
-
-
-@pytest.fixture(scope="module")
-def sound(laboratory, benchmark, backbone):
-    """A sound folder of each kind, by the name of the kind."""
-    return make_sound_folders(laboratory.folder / "sound", benchmark, backbone)
 
 
 # -- Changes of files
