@@ -42,7 +42,7 @@ from eccl.hub.run_folder import RunFolder, claim_run_folder
 from eccl.modeling_eccl import ECCLModel, naming_checkpoint_errors
 from eccl.processing_eccl import ECCLProcessor, load_tokenizer
 from eccl.training.arguments import ECCLTrainingArguments
-from eccl.training.checkpoints import find_last_complete_checkpoint
+from eccl.training.checkpoints import find_incompleteness, find_last_complete_checkpoint
 from eccl.training.pairs import CaptionPairs
 from eccl.training.trainer import ECCLTrainer
 from eccl.training.vocabulary import train_tokenizer
@@ -367,7 +367,10 @@ def main(arguments: list[str]) -> None:
         if push and folder is not None:
             require_publishable(str(args.hub_model_id), "model", args.public)
         recipe = arguments[0] if arguments and not arguments[0].startswith("-") else None
-        train(data, model_arguments, args, folder, recipe)
+        stop_signal = train(data, model_arguments, args, folder, recipe)
+        if stop_signal is not None:
+            say("asked to stop in the last step: the run is finished, and nothing is published")
+            sys.exit(128 + stop_signal)
         if push and folder is not None:
             tell(f"published: {publish(args.output_dir, str(args.hub_model_id), args.public)}")
 
@@ -388,9 +391,13 @@ def claim_output(
     output_dir = Path(args.output_dir)
     inputs = {"--init_from": model_arguments.init_from, "--data_dir": data.data_dir}
     resume = args.resume
-    if isinstance(resume, str) and Path(resume).resolve().parent != output_dir.resolve():
-        inputs["--resume_from_checkpoint"] = resume
-        resume = None
+    if isinstance(resume, str):
+        if (problem := find_incompleteness(Path(resume))) is not None:
+            raise ValueError(f"{resume} cannot be resumed from: {problem}")
+        places = {Path(resume).absolute().parent.resolve(), Path(resume).resolve().parent}
+        if output_dir.resolve() not in places:
+            inputs["--resume_from_checkpoint"] = resume
+            resume = None
     if resume and args.overwrite:
         raise ValueError("overwrite and resume_from_checkpoint contradict each other: leave one of them out")
     require_no_input(output_dir, inputs)
@@ -405,13 +412,16 @@ def train(
     args: ECCLTrainingArguments,
     folder: RunFolder | None,
     recipe: str | None,
-) -> None:
+) -> signal.Signals | None:
     """Trains, and writes the final model with its card.
 
     Args:
         data, model_arguments, args: the options.
         folder: the claimed output folder; `None` in every process but the main one.
         recipe: the recipe, for the card.
+
+    Returns:
+        The signal that asked for a stop too late to stop the training; `None` if there was none.
     """
     set_seed(args.seed)
     with args.main_process_first(desc="reading the data set"):
@@ -424,7 +434,8 @@ def train(
     )
     if folder is not None:
         print_summary(data, splits, pairs, trained_model)
-        folder.start()
+        # Before the loggers, which make their files at the same moment.
+        trainer.callback_handler.callbacks.insert(0, _StartCallback(folder))
     duration = trainer.train(resume_from_checkpoint=args.resume).metrics["train_runtime"]
     metrics = trainer.evaluate() if splits.evaluation is not None else None
     whole_model = trainer.whole_model()
@@ -436,10 +447,21 @@ def train(
             facts.settings = {"recipe": Path(recipe).stem, **facts.settings}
         if splits.evaluation is not None and metrics is not None:
             add_result(facts, data, args, splits, splits.evaluation, metrics)
-        save_result(whole_model, processor, folder.path, model_arguments, facts)
-        folder.finish()
+        with folder.finishing():
+            save_result(whole_model, processor, folder.path, model_arguments, facts)
         tell(f"the model is in {args.output_dir}")
     trainer.accelerator.end_training()
+    return trainer.stop_signal
+
+
+class _StartCallback(transformers.TrainerCallback):
+    """Starts the output folder right before the first step: a mistake that is found earlier loses nothing."""
+
+    def __init__(self, folder: RunFolder):
+        self._folder = folder
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._folder.start()
 
 
 def print_summary(data: DataArguments, splits: Splits, pairs: CaptionPairs, model: ECCLModel | PeftModel) -> None:

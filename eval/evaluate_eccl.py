@@ -18,6 +18,7 @@ from eccl.utils.command_line import CommandParser, add_shared_option, command, e
 from eccl.utils.files import (
     complete_file,
     locked_folder,
+    read_json,
     require_absent,
     require_no_input,
     require_writable_folder,
@@ -49,9 +50,15 @@ def make_parser() -> CommandParser:
         help="folder for results.json, results.md and pictures (default: the tables are only printed)",
     )
     parser.add_argument(
-        "--cache_dir", help="folder that keeps the embeddings, so that a repeated evaluation reads them"
+        "--cache_dir",
+        type=os.path.expanduser,
+        help="folder that keeps the embeddings, so that a repeated evaluation reads them",
     )
-    parser.add_argument("--before", help="results.json of an earlier evaluation, shown as a row of the same table")
+    parser.add_argument(
+        "--before",
+        type=os.path.expanduser,
+        help="results.json of an earlier evaluation, shown as a row of the same table",
+    )
     add_shared_option(parser, "overwrite")
     add_shared_option(parser, "batch_size")
     add_shared_option(parser, "num_workers", help="number of worker processes that decode images, in each process")
@@ -133,15 +140,27 @@ def claim_outputs(folder: Path | None, overwrite: bool) -> Iterator[None]:
     """Locks the folder of the results in the main process, which writes to it.
 
     Raises:
-        FileExistsError: the folder has results, and `overwrite` is false.
+        FileExistsError: the folder has results, and `overwrite` is false; or it has such files of something else.
         BlockingIOError: another evaluation is writing to the folder.
     """
     if folder is None or int(os.environ.get("RANK", "0")):
         yield
         return
     with locked_folder(folder):
-        require_absent([folder / name for name in _OUTPUTS], overwrite)
+        outputs = [folder / name for name in _OUTPUTS]
+        require_absent(outputs, overwrite)
+        if any(path.exists() for path in outputs) and not _is_evaluation(outputs[0]):
+            raise FileExistsError(
+                f"{folder} has files that no evaluation wrote: nothing is overwritten, name another one"
+            )
         yield
+
+
+def _is_evaluation(file: Path) -> bool:
+    try:
+        return isinstance(read_json(file).get("results"), list)
+    except (ValueError, OSError):
+        return False
 
 
 @command

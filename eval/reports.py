@@ -87,10 +87,21 @@ def shorten_names(names: Iterable[str]) -> dict[str, str]:
 
 
 def hide_paths(results: Sequence[Result]) -> list[Result]:
-    """Returns results that can be given away: paths are shortened, and names of the Hub stay as they are."""
-    models, folders = shorten_names(each.model for each in results), shorten_names(each.data_dir for each in results)
-    models |= {name: name for name in models if not os.path.exists(name)}
+    """Returns results that can be given away: of a path, only the last part stays, with a number if it is not alone.
+
+    Names of the Hub stay as they are.
+    """
+    models, folders = _hide(each.model for each in results), _hide(each.data_dir for each in results)
     return [replace(each, model=models[each.model], data_dir=folders[each.data_dir]) for each in results]
+
+
+def _hide(names: Iterable[str]) -> dict[str, str]:
+    hidden: dict[str, str] = {}
+    for name in dict.fromkeys(names):
+        short = (Path(name).name or name) if os.path.exists(name) else name
+        same = sum(each == short or each.startswith(f"{short} (") for each in hidden.values())
+        hidden[name] = f"{short} ({same + 1})" if same else short
+    return hidden
 
 
 def write_report(

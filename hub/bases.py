@@ -21,7 +21,7 @@ def resolve_base(name: str | Path, base: str | None) -> str | None:
     """
     file = Path(name, BASE_FOLDER_FILE)
     if base and is_path(base) and file.is_file():
-        return file.read_text("utf-8", "surrogateescape").strip()
+        return file.read_text("utf-8", "surrogateescape").strip() or base
     return base
 
 

@@ -5,6 +5,7 @@ python -m eccl.hub.publish runs/rstpreid me/eccl-rstpreid
 
 import contextlib
 import fnmatch
+import glob
 import os
 import shlex
 from collections.abc import Iterable, Iterator
@@ -14,21 +15,22 @@ from pathlib import Path
 from ..utils.command_line import CommandParser, command, say, tell
 from ..utils.files import read_json
 from .bases import is_path, resolve_base
+from .run_folder import is_finished
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 # The files that are uploaded, for each kind of folder; everything else is left out.
 _CARD = ("README.md", "LICENSE")
 _ADAPTER_FILES = (*_CARD, "adapter_config.json", "adapter_model.safetensors", "config.json")
-MODEL_FILES = (
-    *(*_CARD, "config.json", "model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"),
+_MODEL_FILES = (
+    *(*_CARD, "config.json", "model.safetensors", "model.safetensors.index.json"),
     *("configuration_eccl.py", "modeling_eccl.py", "processing_eccl.py", "pipeline_eccl.py"),
     *("processor_config.json", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json"),
     *("special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt"),
 )
 _FILES = {
-    "model": (*MODEL_FILES, *(f"adapter/{name}" for name in _ADAPTER_FILES)),
+    "model": (*_MODEL_FILES, *(f"adapter/{name}" for name in _ADAPTER_FILES)),
     "adapter": _ADAPTER_FILES,
-    "data set": (*_CARD, "contact_sheet.jpg", "data/*.parquet"),
+    "data set": (*_CARD, "contact_sheet.jpg", "data/*-?????-of-?????.parquet"),
     # `NAME.py` is added, where NAME is that of the folder.
     "metric": (*_CARD, "requirements.txt"),
     "Space": (*_CARD, "app.py", "requirements.txt", "packages.txt", "Dockerfile", "index.html", "style.css"),
@@ -88,8 +90,20 @@ def _local_base(adapter: Path) -> str | None:
     named = read_json(adapter / "adapter_config.json").get("base_model_name_or_path")
     if not isinstance(named, (str, type(None))):
         raise ValueError(f"{adapter / 'adapter_config.json'}: base_model_name_or_path is {named!r}, it must be a text")
-    base = resolve_base(adapter, named)
-    return base if base and is_path(base) else None
+    if named is None or not (is_path(named) or _is_no_name(named)):
+        return None
+    return resolve_base(adapter, named) or named
+
+
+def _is_no_name(name: str) -> bool:
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return True
+    return False
 
 
 def _files_of_model(folder: Path) -> set[str]:
@@ -163,7 +177,16 @@ def plan_upload(folder: str | Path, name: str, public: bool = False) -> Upload:
     folder = Path(folder)
     validate_repo_id(name)
     kind = _recognise(folder)
-    allowed = _FILES[kind] + ((f"{folder.resolve().name}.py",) if kind == "metric" else ())
+    if is_finished(folder) is False:
+        raise ValueError(f"{folder} has an unfinished run: continue it with --resume_from_checkpoint True first")
+    if (folder / "trainer_state.json").is_file():
+        raise ValueError(f"{folder} is a checkpoint of a training: publish the folder of the run, or its adapter/")
+    allowed = _FILES[kind]
+    if kind == "metric":
+        allowed += (glob.escape(f"{folder.resolve().name}.py"),)
+    elif kind == "model":
+        # The index names the files of the weights, if there are several.
+        allowed += tuple(map(glob.escape, _files_of_model(folder)))
     adapter_base = None
     if kind == "model" and (folder / "adapter" / "adapter_config.json").is_file():
         adapter_base = _local_base(folder / "adapter")
@@ -173,6 +196,7 @@ def plan_upload(folder: str | Path, name: str, public: bool = False) -> Upload:
         if adapter_base and short.startswith("adapter/"):
             left_out["adapter/"] = f"its base is the folder {adapter_base}, which nobody else has"
         elif matches(short, allowed) and path.is_file():
+            _require_own_content(path, folder, allowed)
             sizes[short] = path.stat().st_size
         else:
             left_out[short + ("/" if path.is_dir() else "")] = f"it does not belong to a published {kind}"
@@ -200,6 +224,15 @@ def _list_files(folder: Path, allowed: Iterable[str]) -> list[Path]:
                 f"{path} is a link that leads out of the folder, to {target}: remove it, or replace it by a copy"
             )
     return found
+
+
+def _require_own_content(path: Path, folder: Path, allowed: Iterable[str]) -> None:
+    """Refuses a link to a file that would be left out itself; a link to the code of this package may be sent."""
+    target = Path(os.path.realpath(path))
+    if path.is_symlink() and target != _PACKAGE / path.name:
+        short = target.relative_to(folder.resolve()).as_posix()
+        if not matches(short, allowed):
+            raise ValueError(f"{path} is a link to {short}, which does not belong to what is published: remove it")
 
 
 def require_publishable(name: str, kind: str, public: bool) -> str:
@@ -338,7 +371,7 @@ def main(arguments: list[str]) -> None:
     tell(f"published: {publish(options.folder, options.name, options.public)}")
 
 
-__all__ = ["MODEL_FILES", "Upload", "kind_of", "matches", "plan_upload", "publish", "require_publishable"]
+__all__ = ["Upload", "kind_of", "matches", "plan_upload", "publish", "require_publishable"]
 
 
 if __name__ == "__main__":

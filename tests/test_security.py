@@ -1,8 +1,10 @@
 """What `SECURITY.md` promises about whole commands: it names these tests."""
 
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +20,9 @@ from eccl.eval.reports import hide_paths, make_report
 from eccl.hub.adapter import load_adapter
 from eccl.hub.loading import load_model
 from eccl.hub.model_card import Facts, Result, make_model_card
+from eccl.hub.run_folder import is_finished
 from eccl.modeling_eccl import ECCLModel
+from eccl.training.trainer import ECCLTrainer
 from helpers import PATIENCE, ROOT, launch_environment, launch_in_background, run, tiny_config, train_eccl
 
 # -- The page
@@ -136,7 +140,7 @@ def test_models_of_one_name_are_told_apart_without_their_whole_paths(tmp_path):
     ]
     results.append(make_result(model="me/model", data_dir=str(tmp_path / "data")))
     hidden = hide_paths(results)
-    assert [each.model for each in hidden] == ["one/model", "two/model", "me/model"]
+    assert [each.model for each in hidden] == ["model", "model (2)", "me/model"]
     assert {each.data_dir for each in hidden} == {"data"}
 
 
@@ -162,6 +166,76 @@ def check_plain(text: str) -> None:
     for line in text.splitlines():
         if line.startswith("|") and "evil" in line:
             assert len(re.findall(r"(?<!\\)\|", line)) == 7
+
+
+# -- Folders
+
+
+@pytest.fixture
+def finished(trained, tmp_path):
+    shutil.copytree(trained / "run", tmp_path / "run")
+    return tmp_path / "run"
+
+
+def state_of(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "",
+        "--overwrite True --resume_from_checkpoint {elsewhere}/nothing",
+        "--overwrite True --resume_from_checkpoint {elsewhere}/checkpoint-1 --seed 9",
+        "--overwrite True --resume_from_checkpoint {run}/checkpoint-1",
+        "--overwrite True --resume_from_checkpoint {run}/checkpoint-7",
+        "--overwrite True --eval_split other",
+        "--overwrite True --learning_rate nan",
+    ],
+)
+def test_a_mistake_loses_nothing_of_an_earlier_run(options, finished, backbone, benchmark, tmp_path):
+    shutil.copytree(finished, tmp_path / "elsewhere")
+    (finished / "checkpoint-7").symlink_to(tmp_path / "elsewhere" / "checkpoint-1")
+    before = state_of(tmp_path)
+    options = options.format(run=finished, elsewhere=tmp_path / "elsewhere")
+    words = f"--dataset_name cuhk_pedes --init_from {backbone} --max_steps 2 --image_size 32 16 --prompt_depth 2"
+    with pytest.raises((ValueError, OSError)):
+        run(f"{words} --per_device_train_batch_size 4 {options}", data_dir=benchmark, output_dir=finished)
+    assert state_of(tmp_path) == before
+
+
+@pytest.mark.parametrize("content", [None, "{}", '{"precious": 1}'])
+def test_an_evaluation_overwrites_only_results_of_an_evaluation(content, trained, benchmark, tmp_path, capsys):
+    (tmp_path / "rankings.png").write_text("mine")
+    if content:
+        (tmp_path / "results.json").write_text(content)
+    before = state_of(tmp_path)
+    words = ["--model", trained / "run", "--dataset", "cuhk_pedes", "--data_dir", benchmark, "--output_dir", tmp_path]
+    with pytest.raises(SystemExit):
+        evaluate_eccl.main([*map(str, words), "--overwrite"])
+    assert "has files that no evaluation wrote" in capsys.readouterr().err and state_of(tmp_path) == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_in_the_last_step_finishes_the_run_and_publishes_nothing(
+    number, backbone, benchmark, tmp_path, monkeypatch, capfd
+):
+    monkeypatch.setattr(train_eccl, "require_publishable", lambda *_: None)
+    monkeypatch.setattr(train_eccl, "publish", lambda *_: pytest.fail("it is published"))
+    log = ECCLTrainer.log
+
+    def stop_after_the_last_step(self, logs, *args, **kwargs):
+        log(self, logs, *args, **kwargs)
+        if "train_runtime" in logs:
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(ECCLTrainer, "log", stop_after_the_last_step)
+    words = f"--dataset_name cuhk_pedes --init_from {backbone} --max_steps 1 --image_size 32 16 --prompt_depth 2"
+    words += " --per_device_train_batch_size 4 --push_to_hub True --hub_model_id me/x --eval_strategy no"
+    with pytest.raises(SystemExit) as raised:
+        run(f"{words} --load_best_model_at_end False", data_dir=benchmark, output_dir=tmp_path / "out")
+    assert raised.value.code == 128 + number and is_finished(tmp_path / "out")
+    assert "the run is finished, and nothing is published" in capfd.readouterr().err
 
 
 # -- Two runs

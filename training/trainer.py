@@ -118,7 +118,8 @@ class ECCLTrainer(Trainer):
         self._monitor = StepMonitor()
         # With FSDP: the model without its weights, in which the shards are put together again.
         self._skeleton: ECCLModel | PeftModel | None = None
-        self._stop_signal = signal.SIGTERM
+        # The signal that asked this process for a stop.
+        self.stop_signal: signal.Signals | None = None
         self._checkpoint_callback = CheckpointCallback(self.accelerator)
         self.add_callback(self._checkpoint_callback)
         self.add_callback(_LoopCallback(self._start_epoch, self.objective))
@@ -267,7 +268,7 @@ class ECCLTrainer(Trainer):
         self.run_id = self._choose_run_id(checkpoint)
         # A resumed run does not repeat the evaluation at the start.
         self.args.eval_on_start = self._eval_on_start and checkpoint is None
-        with on_sigterm(self.accelerator.set_trigger), on_interrupt(self._interrupt):
+        with on_sigterm(self._terminate), on_interrupt(self._interrupt):
             if checkpoint is None:
                 self.start_objective()
             else:
@@ -283,8 +284,12 @@ class ECCLTrainer(Trainer):
             self._check_best_checkpoint()
             return output
 
+    def _terminate(self) -> None:
+        self.stop_signal = signal.SIGTERM
+        self.accelerator.set_trigger()
+
     def _interrupt(self) -> None:
-        self._stop_signal = signal.SIGINT
+        self.stop_signal = signal.SIGINT
         if self.is_local_process_zero():
             # In a handler of a signal, `print` can fail.
             os.write(2, b"Ctrl-C: stopping after this step, with a checkpoint; a second Ctrl-C stops at once\n")
@@ -587,9 +592,9 @@ class ECCLTrainer(Trainer):
             delete_older_checkpoints(checkpoint, self._save_total_limit, self.state.best_model_checkpoint)
         if self._checkpoint_callback.stopping:
             if self.args.should_save:
-                reason = "Ctrl-C" if self._stop_signal == signal.SIGINT else "SIGTERM"
+                reason = "Ctrl-C" if self.stop_signal == signal.SIGINT else "SIGTERM"
                 print(f"{reason}: stopped after step {self.state.global_step}, saved in {checkpoint}", flush=True)
-            raise SystemExit(128 + self._stop_signal)
+            raise SystemExit(128 + (self.stop_signal or signal.SIGTERM))
         self._monitor.start()
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:

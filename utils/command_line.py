@@ -79,9 +79,14 @@ def at_least(minimum: int) -> Callable[[str], int]:
 # The options that several commands have: name, type, default and help text are the same in each of them.
 _SHARED_OPTIONS: dict[str, dict[str, Any]] = {
     "model": {"required": True, "help": "folder or Hub id of a merged model, an adapter, or a plain CLIP"},
-    "data_dir": {"required": True, "help": "the benchmark's folder, or the folder that contains it"},
-    "output_dir": {"required": True, "help": "folder to write to"},
-    "output": {"help": "picture file to write, for example a .png"},
+    # A shell leaves the `~` of `--output_dir=~/out` as it is.
+    "data_dir": {
+        "required": True,
+        "type": os.path.expanduser,
+        "help": "the benchmark's folder, or the folder that contains it",
+    },
+    "output_dir": {"required": True, "type": os.path.expanduser, "help": "folder to write to"},
+    "output": {"type": os.path.expanduser, "help": "picture file to write, for example a .png"},
     "batch_size": {"type": at_least(1), "default": 64, "help": "number of images encoded at a time"},
     "num_workers": {"type": at_least(0), "default": 0, "help": "number of worker processes that decode images"},
     "seed": {"type": int, "default": 0, "help": "seed of the random choices"},
@@ -156,7 +161,8 @@ def _is_mistake(error: Exception) -> bool:
     # A configuration that has a wrong value; a command may not import the library for its class alone.
     is_configuration = any(each.__name__ == "StrictDataclassError" for each in type(error).__mro__)
     # An option can need a package that is not installed.
-    return isinstance(error, (ValueError, OSError, ImportError)) or is_configuration
+    # A loss that is not finite is that of wrong settings.
+    return isinstance(error, (ValueError, OSError, ImportError, FloatingPointError)) or is_configuration
 
 
 def require_push(parser: CommandParser, options: argparse.Namespace) -> None:
@@ -263,7 +269,10 @@ def say(message: str) -> None:
 
 def tell(message: str = "") -> None:
     """Prints a line of a command's result on stdout."""
-    print(printable(message), flush=True)
+    try:
+        print(printable(message), flush=True)
+    except BrokenPipeError:  # The reader, `head` for example, has gone.
+        os._exit(128 + signal.SIGPIPE)
 
 
 __all__ = [

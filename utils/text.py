@@ -31,7 +31,9 @@ def printable(text: object, keep: str = "") -> str:
 
 def plain_markdown(text: object) -> str:
     """Escapes a text so that Markdown shows it as it is, in one line: no link, picture, HTML, code or cell border."""
-    return "".join(f"\\{character}" if character in _MARKDOWN else character for character in printable(text))
+    plain = "".join(f"\\{character}" if character in _MARKDOWN else character for character in printable(text))
+    # These make a link by themselves.
+    return plain.replace("://", "\\://").replace("www.", "www\\.")
 
 
 def code_span(text: object) -> str:

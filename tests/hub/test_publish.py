@@ -81,7 +81,7 @@ PLANTED = {
     "id_rsa": "-----BEGIN",
     "training_args.bin": "x",
     "optimizer.pt": "x",
-    "eccl_run.json": "{}",
+    "eccl_run.json": json.dumps({"finished": True}),
     "results.json": "{}",
     "photo.jpg": "x",
     "checkpoint-3/optimizer.pt": "x",
@@ -91,6 +91,7 @@ PLANTED = {
     "adapter/base_folder.txt": "/home/me/backbone",
     "adapter/notes.txt": "x",
     "data/photo.jpg": "x",
+    "data/salaries.parquet": "x",
     "model.safetensors.bak": "x",
     "my_eccl.py": "x",
 }
@@ -204,6 +205,59 @@ def test_a_hub_that_makes_a_repository_public_gets_no_files(hub):
     done = push(hub, BACKBONE, "me/backbone")
     assert done.returncode == 2 and "the Hub made it public: nothing was uploaded" in done.stderr
     assert len(hub.repositories["model", "me/backbone"]["commits"]) == 1
+
+
+@pytest.mark.parametrize("name", ["README.md", "LICENSE"])
+def test_a_link_to_a_file_that_is_left_out_is_refused(name, tmp_path):
+    make_kind("model", tmp_path / "thing")
+    (tmp_path / "thing" / ".env").write_text("HF_TOKEN=hf_secret")
+    (tmp_path / "thing" / name).unlink(missing_ok=True)
+    (tmp_path / "thing" / name).symlink_to(".env")
+    with pytest.raises(ValueError, match=rf"{name} is a link to \.env, which does not belong to what is published"):
+        plan_upload(tmp_path / "thing", "me/thing")
+
+
+def test_an_unfinished_run_and_a_checkpoint_are_not_published(tmp_path):
+    make_kind("model", tmp_path / "thing")
+    (tmp_path / "thing" / "eccl_run.json").write_text('{"finished": false}')
+    with pytest.raises(ValueError, match="has an unfinished run"):
+        plan_upload(tmp_path / "thing", "me/thing")
+    (tmp_path / "thing" / "eccl_run.json").write_text('{"finished": true}')
+    assert plan_upload(tmp_path / "thing", "me/thing").sizes
+    make_kind("adapter", tmp_path / "checkpoint-3")
+    (tmp_path / "checkpoint-3" / "trainer_state.json").write_text("{}")
+    with pytest.raises(ValueError, match="is a checkpoint of a training"):
+        plan_upload(tmp_path / "checkpoint-3", "me/thing")
+
+
+def test_only_the_weights_that_the_index_names_are_sent(tmp_path):
+    make_kind("model", tmp_path / "thing")
+    (tmp_path / "thing" / "model.safetensors").unlink()
+    shards = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    for name in (*shards, "model-secret-of-me.safetensors"):
+        (tmp_path / "thing" / name).write_text("x")
+    index = {"weight_map": dict(zip("ab", shards, strict=True))}
+    (tmp_path / "thing" / "model.safetensors.index.json").write_text(json.dumps(index))
+    upload = plan_upload(tmp_path / "thing", "me/thing")
+    assert {name for name in upload.sizes if name.startswith("model-")} == {*shards}
+    assert "model-secret-of-me.safetensors" in upload.left_out
+
+
+@pytest.mark.parametrize("base", ["/home/me/base", "./base", "home/me/secret/base", "file:///home/me/base", "~/base"])
+@pytest.mark.parametrize("pointer", [None, "", "openai/clip-vit-base-patch16"])
+def test_an_adapter_whose_base_is_no_name_of_the_hub_is_refused(base, pointer, tmp_path):
+    make_adapter(tmp_path / "thing", base)
+    if pointer is not None:
+        (tmp_path / "thing" / "base_folder.txt").write_text(pointer)
+    with pytest.raises(ValueError, match="as its base, which nobody else has"):
+        plan_upload(tmp_path / "thing", "me/thing")
+
+
+def test_the_name_of_a_metric_is_no_pattern(tmp_path):
+    folder = tmp_path / "meta*"
+    make_kind("metric", folder)
+    (folder / "meta_secret.py").write_text("x")
+    assert set(plan_upload(folder, "me/x").sizes) == {"meta*.py", "README.md"}
 
 
 def test_an_adapter_within_a_model_is_left_out_if_its_base_is_a_folder(tmp_path):

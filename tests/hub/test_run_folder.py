@@ -1,6 +1,6 @@
 import pytest
 
-from eccl.hub.run_folder import RECORD_FILE, claim_run_folder
+from eccl.hub.run_folder import RECORD_FILE, claim_run_folder, is_finished
 
 
 def claim(path, checkpoints=False, resumes=False, overwrite=False):
@@ -15,11 +15,25 @@ def finish(path):
     """Does what a run does: it starts, writes its files, and finishes."""
     with claim(path) as folder:
         folder.start()
-        for name in ("config.json", "model.safetensors", "README.md", "notes.txt"):
-            (path / name).write_text("first")
         for name in ("checkpoint-4", "adapter", "runs"):
             (path / name).mkdir()
-        folder.finish()
+        with folder.finishing():
+            assert is_finished(path) is False
+            for name in ("config.json", "model.safetensors", "README.md", "adapter/config.json"):
+                (path / name).write_text("first")
+    assert is_finished(path)
+
+
+# What a user may have put into the folder of a run.
+OTHERS = ("notes.txt", "LICENSE", "vocab.json", "checkpoint-backup", "checkpoint-notes.txt", "runs", "adapter-old")
+
+
+def add_others(path):
+    for name in OTHERS:
+        if "." in name or name == "LICENSE":
+            (path / name).write_text("mine")
+        else:
+            (path / name).mkdir(exist_ok=True)
 
 
 def test_a_run_writes_to_a_new_or_empty_folder_and_to_one_with_logs(tmp_path):
@@ -47,20 +61,24 @@ def test_a_folder_of_something_else_is_refused(name, overwrite, tmp_path):
 
 def test_a_finished_run_is_replaced_only_on_request_and_other_files_stay(tmp_path):
     finish(tmp_path)
+    add_others(tmp_path)
     before = names(tmp_path)
     with (
         pytest.raises(FileExistsError, match=r"has a finished run: continue it with --resume_from_checkpoint True"),
         claim(tmp_path),
     ):
         pass
-    with claim(tmp_path, resumes=True) as folder:
+    # Without a checkpoint there is nothing to continue from, and the model would be trained anew.
+    with pytest.raises(FileExistsError, match="has a finished run without a complete"), claim(tmp_path, resumes=True):
+        pass
+    with claim(tmp_path, checkpoints=True, resumes=True) as folder:
         folder.start()
-    assert names(tmp_path) == before
+    assert names(tmp_path) == before and is_finished(tmp_path)
     with claim(tmp_path, overwrite=True) as folder:
         # Until the run starts, a mistake in its data loses nothing.
         assert names(tmp_path) == [".lock", *before]
         folder.start()
-        assert names(tmp_path) == [".lock", RECORD_FILE, "notes.txt"]
+        assert names(tmp_path) == sorted([".lock", RECORD_FILE, *OTHERS])
     # This run has written nothing yet, so the next one needs no permission.
     with claim(tmp_path):
         pass
@@ -72,7 +90,7 @@ def test_checkpoints_of_a_run_that_was_stopped_are_kept(tmp_path):
         pass
     with claim(tmp_path, checkpoints=True, resumes=True) as folder:
         folder.start()
-    assert "checkpoint-4" in names(tmp_path)
+    assert "checkpoint-4" in names(tmp_path) and is_finished(tmp_path) is False
 
 
 def test_a_link_in_the_folder_is_removed_and_not_what_it_leads_to(tmp_path):

@@ -33,7 +33,7 @@ def test_a_printable_text_is_one_line_that_leaves_the_terminal_alone(text):
 
 def unescape(text):
     """What Markdown shows: a backslash before a punctuation mark is not shown."""
-    return re.sub(r"\\([\\`*\[\]<>|&])", r"\1", text)
+    return re.sub(r"\\([\\`*\[\]<>|&:.])", r"\1", text)
 
 
 @given(st.text())
@@ -43,6 +43,10 @@ def test_markdown_shows_a_plain_text_as_it_is(text):
     # Each mark is behind an odd number of backslashes.
     for match in re.finditer(r"(\\*)[`*\[\]<>|&]", plain):
         assert len(match[1]) % 2 == 1
+
+
+def test_a_name_does_not_become_a_link_by_itself():
+    assert plain_markdown("https://a.b and www.a.b") == r"https\://a.b and www\.a.b"
 
 
 @given(st.text(alphabet="`a \n"))
