@@ -39,14 +39,18 @@ class RunFolder:
     def start(self) -> None:
         """Removes the files of an earlier run, if they are to be overwritten, and marks the folder as that of a run."""
         if self._overwrites:
-            for path in self.path.iterdir():
-                if _CHECKPOINT.fullmatch(path.name):
-                    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-            for folder, names in ((self.path / "adapter", _ADAPTER_FILES), (self.path, {*_RUN_FILES, RECORD_FILE})):
+            adapter = self.path / "adapter"
+            for path in (*self.path.iterdir(), adapter):
+                # Of a link, only the link is removed.
+                if path.is_symlink() and (path == adapter or _CHECKPOINT.fullmatch(path.name)):
+                    path.unlink()
+                elif path.is_dir() and _CHECKPOINT.fullmatch(path.name):
+                    shutil.rmtree(path)
+            for folder, names in ((adapter, _ADAPTER_FILES), (self.path, {*_RUN_FILES, RECORD_FILE})):
                 for name in names:
                     (folder / name).unlink(missing_ok=True)
             with contextlib.suppress(OSError):  # There is no such folder, or it has files of somebody else.
-                (self.path / "adapter").rmdir()
+                adapter.rmdir()
         if not (self.path / RECORD_FILE).is_file():
             self._record(finished=False)
 

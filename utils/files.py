@@ -54,6 +54,7 @@ def locked_folder(folder: Path, name: Path | None = None) -> Iterator[None]:
 
 def _lock(file: Path, name: Path) -> int:
     while True:
+        is_current = False
         file.parent.mkdir(parents=True, exist_ok=True)
         try:
             descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
@@ -72,7 +73,10 @@ def _lock(file: Path, name: Path) -> int:
                 raise
             _logger.warning(f"the disk of {name} has no locks: another run could write to it at the same time")
             return descriptor
-        if file.exists() and os.path.samestat(os.fstat(descriptor), file.stat()):
+        # Its holder may have removed the file since it was opened.
+        with contextlib.suppress(FileNotFoundError):
+            is_current = os.path.samestat(os.fstat(descriptor), file.stat())
+        if is_current:
             os.ftruncate(descriptor, 0)
             os.write(descriptor, f"process {os.getpid()} on {platform.node()}".encode())
             return descriptor

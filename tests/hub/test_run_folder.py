@@ -95,12 +95,13 @@ def test_checkpoints_of_a_run_that_was_stopped_are_kept(tmp_path):
 
 def test_a_link_in_the_folder_is_removed_and_not_what_it_leads_to(tmp_path):
     finish(tmp_path / "run")
-    (tmp_path / "elsewhere").mkdir()
-    (tmp_path / "elsewhere" / "big.bin").write_text("x")
-    (tmp_path / "run" / "checkpoint-8").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "run" / "adapter").rename(tmp_path / "elsewhere")
+    for name in ("checkpoint-8", "adapter"):
+        (tmp_path / "run" / name).symlink_to(tmp_path / "elsewhere")
     with claim(tmp_path / "run", overwrite=True) as folder:
         folder.start()
-    assert names(tmp_path / "elsewhere") == ["big.bin"] and "checkpoint-8" not in names(tmp_path / "run")
+    assert names(tmp_path / "elsewhere") == ["config.json"]
+    assert not {"checkpoint-8", "adapter"} & {*names(tmp_path / "run")}
 
 
 def test_a_damaged_record_is_named(tmp_path):
