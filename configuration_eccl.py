@@ -276,8 +276,9 @@ def list_shards(index: Path) -> list[str]:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{index} is not an index of weights: {error}") from error
     for shard in shards:
-        if not isinstance(shard, str) or Path(shard).name != shard or "\\" in shard:
-            raise ValueError(f"{index} names the file {shard!r}: it must be a file in the same folder")
+        is_name = isinstance(shard, str) and Path(shard).name == shard and "\\" not in shard
+        if not is_name or Path(shard).suffix not in (".safetensors", ".bin"):
+            raise ValueError(f"{index} names the file {shard!r}: it must be a file in the same folder, of weights")
     return shards
 
 

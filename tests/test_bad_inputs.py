@@ -183,6 +183,14 @@ WEIGHTS = {
         ),
         "it must be a file in the same folder",
     ),
+    "an index of a secret": (
+        lambda folder: (
+            (folder / "model.safetensors").unlink(),
+            (folder / ".env").write_text("TOKEN=x"),
+            (folder / "model.safetensors.index.json").write_text('{"weight_map": {"logit_scale": ".env"}}'),
+        ),
+        "it must be a file in the same folder, of weights",
+    ),
     "an index that is a list": (
         lambda folder: (
             (folder / "model.safetensors").unlink(),
