@@ -109,3 +109,13 @@ def test_a_damaged_record_is_named(tmp_path):
         (tmp_path / RECORD_FILE).write_text(content)
         with pytest.raises(ValueError, match=rf"{RECORD_FILE} {message}"), claim(tmp_path):
             pass
+
+
+def test_while_a_finished_model_is_replaced_the_run_counts_as_unfinished(tmp_path):
+    finish(tmp_path)
+    with claim(tmp_path, checkpoints=True, resumes=True) as folder:
+        folder.start()
+        with pytest.raises(KeyboardInterrupt), folder.finishing():
+            assert is_finished(tmp_path) is False
+            raise KeyboardInterrupt
+    assert is_finished(tmp_path) is False

@@ -276,8 +276,12 @@ def test_an_output_that_would_overwrite_an_input_is_refused(output, refused, tmp
             require_no_input(tmp_path / output, inputs)
     else:
         require_no_input(tmp_path / output, inputs)
+    # A command that only adds files may write above its inputs, and not into one of them.
     if output == ".":
         require_no_input(tmp_path / output, inputs, may_contain_inputs=True)
+    elif output == "model":
+        with pytest.raises(ValueError, match="would be overwritten"):
+            require_no_input(tmp_path / output, inputs, may_contain_inputs=True)
 
 
 def test_a_file_that_exists_is_replaced_only_on_request(tmp_path):
