@@ -55,6 +55,8 @@ _LEGACY_EOS_TOKEN_ID = 2
 _HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 # Bytes. The names and shapes of the largest known CLIP take a twentieth.
 _LARGEST_HEADER = 4 * 2**20
+# Parameters, 256 MiB in float32: no harm is done if a checkpoint without weights makes such a model.
+_SMALL_MODEL = 2**26
 _POSITION_WEIGHT = "vision_model.embeddings.position_embedding.weight"
 
 
@@ -399,8 +401,8 @@ class ECCLModel(CLIPPreTrainedModel):
     def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
         """Loads a model as any model of transformers, which only warns about missing tensors and starts them at random.
 
-        [`~ECCLModel.require_whole_weights`] refuses such a model. A configuration that asks for more than the files
-        have is an error, before memory is taken.
+        [`~ECCLModel.require_whole_weights`] refuses such a model. A configuration of a large model, for which the files
+        are far too small, is an error before memory is taken.
         """
         name = args[0] if args else kwargs.get("pretrained_model_name_or_path")
         if name is not None and not kwargs.get("variant"):
@@ -408,7 +410,7 @@ class ECCLModel(CLIPPreTrainedModel):
             config = kwargs.get("config") or name
             if not isinstance(config, PreTrainedConfig):
                 config = cls.config_class.from_pretrained(config, **hub_arguments)
-            _require_files_for(config, str(name), **hub_arguments)
+            _require_files_for(config, str(name), _SMALL_MODEL, **hub_arguments)
         loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)
         model, info = loaded
         model._loading_problems = tuple(_loading_problems(info))
@@ -726,17 +728,18 @@ def load_sound_model(model_class: type[PreTrainedModel], name: str, **kwargs: An
     return model
 
 
-def _require_files_for(config: PreTrainedConfig, name: str, **hub_arguments: Any) -> None:
+def _require_files_for(config: PreTrainedConfig, name: str, allowance: int = 0, **hub_arguments: Any) -> None:
     """Checks that a configuration fits the files of the weights, before memory is taken for a model.
 
     Args:
         config: the configuration of the checkpoint.
         name: local folder or Hub id of the checkpoint.
+        allowance: number of parameters that the files may lack.
         **hub_arguments: those of `from_pretrained` that choose the files, for example `revision`.
 
     Raises:
-        ValueError: the model would have more parameters than the files have bytes; or the files are not in the
-            checkpoint's own folder, or have too many tensors.
+        ValueError: the model would have more parameters than the files have bytes, and than `allowance`; or the files
+            are not in the checkpoint's own folder, or have too many tensors.
     """
 
     def find(file: str) -> Path | None:
@@ -758,7 +761,7 @@ def _require_files_for(config: PreTrainedConfig, name: str, **hub_arguments: Any
         else:
             continue
         parameters, size = expected_parameters(config), sum(path.stat().st_size for path in paths)
-        if parameters > size:
+        if parameters > max(size, allowance):
             raise ValueError(
                 f"config.json of {name} describes a model of {parameters:,} parameters, but the files of the weights "
                 f"have only {size:,} bytes: they do not belong together"

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from transformers import CLIPConfig, CLIPModel
+from transformers import AutoModel, CLIPConfig, CLIPModel
 
+import eccl
 from eccl.configuration_eccl import ECCLConfig, expected_parameters
 from eccl.eval import evaluate_eccl
 from eccl.eval.reports import hide_paths, make_report
@@ -98,6 +99,17 @@ def test_the_number_of_parameters_follows_from_the_configuration(config, model_c
     with torch.device("meta"):
         model = model_class(config)
     assert expected_parameters(config) == sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_no_loader_makes_a_large_model_for_a_small_file(tmp_path):
+    ECCLModel(tiny_config()).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["text_config"] |= {"hidden_size": 1024, "vocab_size": 1_000_000}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert eccl.ECCLModel is ECCLModel  # This registers the class.
+    for load in (load_model, ECCLModel.from_pretrained, AutoModel.from_pretrained):
+        with pytest.raises(ValueError, match="they do not belong together"):
+            load(tmp_path)
 
 
 # -- What is given away has no paths of the machine, and shows hostile names as they are
