@@ -49,6 +49,7 @@ _PATIENCE = 60
 _OUT_OF_MEMORY = re.compile(r"MemoryError|not enough memory|[Cc]an(no|')t allocate memory|Unable to allocate|bad_alloc")
 # tqdm moves the cursor up one line.
 _MOVES = re.compile(r"\x1b\[A")
+_LARGEST_DIGESTED = 2**26
 _HARMLESS = "\n\r\t\u200c\u200d"
 _CONTROLS = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 
@@ -185,7 +186,13 @@ class Laboratory:
 def _digest(path: Path) -> str:
     if path.is_symlink():
         return f"link to {os.readlink(path)}"
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "folder"
+    if not path.is_file():
+        return "folder"
+    status = path.stat()
+    # A sparse file takes no place on the disk, and as much memory as its size says.
+    if status.st_size > _LARGEST_DIGESTED:
+        return f"{status.st_size} bytes, written at {status.st_mtime_ns}"
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _describe(name: str, before: dict[str, str], after: dict[str, str]) -> str:
