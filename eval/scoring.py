@@ -205,7 +205,7 @@ def evaluate_models(models: Sequence[str], benchmarks: Sequence[Benchmark], sett
         model, processor = load_model(name, settings.base)
         digest = digest_model(model)
         for benchmark, benchmark_label in zip(benchmarks, benchmark_labels, strict=True):
-            embeds = embed_cached(model, processor, benchmark.dataset, settings, progress=state.is_main_process)
+            embeds = embed_cached(model, processor, digest, benchmark.dataset, settings, progress=state.is_main_process)
             if state.is_main_process:
                 labels = model_labels[name], benchmark_label
                 add_scores(evaluation, name, digest, benchmark, embeds, settings, labels)
@@ -274,6 +274,7 @@ def add_scores(
 def embed_cached(
     model: ECCLModel,
     processor: ECCLProcessor,
+    digest: str,
     dataset: datasets.Dataset,
     settings: Settings,
     progress: bool,
@@ -282,6 +283,7 @@ def embed_cached(
 
     Args:
         model, processor: a model and its processor.
+        digest: the digest of the model's weights.
         dataset: the split.
         settings: with `cache_dir`, that folder gets a file of embeddings, named after the weights, the processor and
             the split. Without it, nothing is kept.
@@ -295,7 +297,7 @@ def embed_cached(
 
     if settings.cache_dir is None:
         return encode()
-    file = Path(settings.cache_dir) / f"{_cache_key(model, processor, dataset)}.safetensors"
+    file = Path(settings.cache_dir) / f"{_cache_key(model, processor, digest, dataset)}.safetensors"
     # All processes look between the two barriers. Otherwise, one could find the file that another one has just written,
     # and would not take its part in the encoding.
     state = connect_processes()
@@ -330,11 +332,11 @@ def digest_model(model: ECCLModel) -> str:
     return digest.hexdigest()
 
 
-def _cache_key(model: ECCLModel, processor: ECCLProcessor, dataset: datasets.Dataset) -> str:
-    """Returns a digest of the data, the weights, the preprocessing and the configuration."""
-    digest = hashlib.sha256(f"{dataset._fingerprint} {digest_model(model)}".encode())
-    digest.update(json.dumps([str(processor.image_processor), processor.max_text_length, str(model.config)]).encode())
-    return digest.hexdigest()[:32]
+def _cache_key(model: ECCLModel, processor: ECCLProcessor, digest: str, dataset: datasets.Dataset) -> str:
+    """Returns a digest of the data, the weights (by their `digest`), the preprocessing and the configuration."""
+    key = hashlib.sha256(f"{dataset._fingerprint} {digest}".encode())
+    key.update(json.dumps([str(processor.image_processor), processor.max_text_length, str(model.config)]).encode())
+    return key.hexdigest()[:32]
 
 
 def score(embeds: SplitEmbeddings, direction: str, rerank: bool = False) -> dict[str, Any]:

@@ -31,7 +31,13 @@ logger = logging.getLogger(__name__)
 TARGET_MODULES = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
 # What may differ between the `adapter_config.json` of two adapters of this project.
 _FREE_SETTINGS = {
-    *("r", "lora_alpha", "lora_dropout", "base_model_name_or_path", "revision", "inference_mode", "auto_mapping"),
+    "r",
+    "lora_alpha",
+    "lora_dropout",
+    "base_model_name_or_path",
+    "revision",
+    "inference_mode",
+    "auto_mapping",
     "peft_version",
 }
 # In the `config.json` of an adapter.

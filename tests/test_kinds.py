@@ -27,40 +27,27 @@ import torch
 from PIL import EpsImagePlugin, Image
 from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import load_file, save_file
-from transformers import CLIPConfig, CLIPModel, pipeline
+from sound_folders import SIZE, make_sound_folders
+from transformers import pipeline
 
 import eccl.dataset_scripts  # noqa: F401  (registers the builders)
 from eccl.dataset_scripts.base import FEATURES
 from eccl.encoding_eccl import embed_images
 from eccl.eval.heat_map import draw_heat_map
-from eccl.hub.adapter import attach_lora, load_adapter, save_adapter
+from eccl.hub.adapter import load_adapter
 from eccl.hub.loading import load_model
 from eccl.modeling_eccl import ECCLModel
 from eccl.pipeline_eccl import TextToPersonRetrievalPipeline
-from eccl.processing_eccl import ECCLImageProcessor, ECCLProcessor, load_tokenizer, read_image
+from eccl.processing_eccl import ECCLImageProcessor, read_image
 from eccl.training.augmentation import augment_image
 from eccl.utils.sheets import draw_contact_sheet, draw_ranked_images
 from helpers import ROOT, clip_tokenizer, run, train_eccl
 
-SIZE = (32, 16)
-
 
 @pytest.fixture(scope="module")
-def checkpoints(backbone, tmp_path_factory):
+def checkpoints(benchmark, backbone, tmp_path_factory):
     """A sound checkpoint of each kind, by the name of the kind."""
-    folder = tmp_path_factory.mktemp("checkpoints")
-    torch.manual_seed(0)
-    model = ECCLModel.from_clip(str(backbone), SIZE, prompt_depth=2)
-    processor = ECCLProcessor.for_model(model.config, load_tokenizer(backbone))
-    for name in ("merged", "clip", "backbone"):
-        processor.save_pretrained(folder / name)
-    model.save_pretrained(folder / "merged")
-    ECCLModel.from_pretrained(backbone).save_pretrained(folder / "backbone")
-    text, vision = model.config.text_config.to_dict(), model.config.vision_config.to_dict()
-    clip = CLIPModel(CLIPConfig(text_config=text, vision_config=vision | {"image_size": 32}, projection_dim=16))
-    clip.save_pretrained(folder / "clip")
-    save_adapter(attach_lora(model), folder / "adapter", str(folder / "backbone"))
-    return folder
+    return make_sound_folders(tmp_path_factory.mktemp("sound") / "checkpoints", benchmark, backbone)
 
 
 # -- Pictures: every reader refuses the same files, and shows the others alike

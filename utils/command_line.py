@@ -117,10 +117,10 @@ def add_shared_option(parser: argparse.ArgumentParser, name: str, **changes: Any
 def command(main: Callable[[list[str]], None]) -> Callable[..., None]:
     """Decorates the `main` of a command: a user's mistake becomes one line on stderr and exit status 2.
 
-    `ValueError`, `OSError`, `ImportError` and the error of a wrong configuration count as mistakes of the user: a wrong
-    value, a missing file or package, a server that refuses.
-    With `--debug` among the arguments they keep their traceback. Any other error is a defect of the program and always
-    keeps its traceback. Ctrl-C becomes one line and exit status 130; a second one ends the process at once. Control
+    `ValueError`, `OSError`, `ImportError`, `FloatingPointError` and the error of a wrong configuration count as a
+    mistake of the user: a wrong value, a missing file or package, a server that refuses, a loss that is not finite. With
+    `--debug` among the arguments they keep their traceback. Any other error is a defect of the program and always keeps
+    its traceback. Ctrl-C becomes one line and exit status 130; a second Ctrl-C ends the process at once. Control
     characters in errors, warnings and log messages are escaped.
 
     Args:
@@ -160,8 +160,7 @@ def command(main: Callable[[list[str]], None]) -> Callable[..., None]:
 def _is_mistake(error: Exception) -> bool:
     # A configuration that has a wrong value; a command may not import the library for its class alone.
     is_configuration = any(each.__name__ == "StrictDataclassError" for each in type(error).__mro__)
-    # An option can need a package that is not installed.
-    # A loss that is not finite is that of wrong settings.
+    # An option can need a package that is not installed; wrong settings can make a loss that is not finite.
     return isinstance(error, (ValueError, OSError, ImportError, FloatingPointError)) or is_configuration
 
 
