@@ -118,9 +118,9 @@ def command(main: Callable[[list[str]], None]) -> Callable[..., None]:
     """Decorates the `main` of a command: a user's mistake becomes one line on stderr and exit status 2.
 
     `ValueError`, `OSError`, `ImportError`, `FloatingPointError` and the error of a wrong configuration count as a
-    mistake of the user: a wrong value, a missing file or package, a server that refuses, a loss that is not finite. With
-    `--debug` among the arguments they keep their traceback. Any other error is a defect of the program and always keeps
-    its traceback. Ctrl-C becomes one line and exit status 130; a second Ctrl-C ends the process at once. Control
+    mistake of the user: a wrong value, a missing file or package, a server that refuses, a loss that is not finite.
+    With `--debug` among the arguments they keep their traceback. Any other error is a defect of the program and always
+    keeps its traceback. Ctrl-C becomes one line and exit status 130; a second Ctrl-C ends the process at once. Control
     characters in errors, warnings and log messages are escaped.
 
     Args:
