@@ -1,5 +1,6 @@
 """What `SECURITY.md` promises about whole commands: it names these tests."""
 
+import ast
 import json
 import os
 import re
@@ -166,6 +167,9 @@ def test_a_card_shows_hostile_names_as_plain_text(tmp_path):
         card = make_model_card(facts)
         check_plain(card.partition("\n---\n")[2].replace(json.dumps(HOSTILE), ""))
         assert yaml.safe_load(card.split("\n---\n")[0])["base_model"] == HOSTILE
+        # The code to copy has the name as a string, and nothing of it as code.
+        code = ast.parse(re.search(r"```python\n(.*?)\n```", card, re.DOTALL)[1])
+        assert HOSTILE in [node.value for node in ast.walk(code) if isinstance(node, ast.Constant)]
     check_plain(make_report([make_result(model=HOSTILE, data_dir=HOSTILE)]))
 
 
