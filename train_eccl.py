@@ -32,8 +32,9 @@ from peft import PeftModel
 from transformers import HfArgumentParser, set_seed
 
 from eccl.configuration_eccl import ECCLConfig, checkpoint_kind, require_sound_config
-from eccl.dataset_scripts import BENCHMARKS
-from eccl.dataset_scripts.base import PersonRetrievalBuilder, canonical_split, published_differences
+from eccl.dataset_scripts.base import published_differences
+from eccl.dataset_scripts.records import Checks
+from eccl.dataset_scripts.sources import DataSource, Splits, choose_splits, find_benchmark
 from eccl.eval.reports import published_rows
 from eccl.hub.adapter import attach_lora, count_parameters, merge_lora, save_adapter
 from eccl.hub.model_card import METRICS, Facts, Result, make_model_card
@@ -44,9 +45,11 @@ from eccl.processing_eccl import ECCLProcessor, load_tokenizer
 from eccl.training.arguments import ECCLTrainingArguments
 from eccl.training.checkpoints import find_incompleteness, find_last_complete_checkpoint
 from eccl.training.pairs import CaptionPairs
+from eccl.training.streaming import StreamedPairs
 from eccl.training.trainer import ECCLTrainer
 from eccl.training.vocabulary import train_tokenizer
 from eccl.utils.files import require_no_input
+from eccl.utils.text import plain_markdown
 
 _METHODS = {
     "lora": "A CLIP for images of people with deep coupled prompts and LoRA, trained with a triplet alignment loss and "
@@ -62,7 +65,12 @@ _PROMPT_DEPTH = 12
 _IMAGE_SIZE = (384, 128)
 # The options that `--help` shows, by group; `--help_all` shows the others, those of transformers, too.
 _HELP_GROUPS = {
-    "data": ("dataset_name", "data_dir", "on_bad_image", "eval_split", "output_dir", "dataloader_num_workers"),
+    "data": (
+        *("dataset_name", "data_dir", "dataset_config", "revision", "columns", "train_split", "eval_split"),
+        *("eval_fraction", "on_bad_image", "on_bad_caption", "fix_paths", "follow_links"),
+        *("streaming",),
+        *("output_dir", "dataloader_num_workers"),
+    ),
     "model": (
         *("init_from", "image_size", "num_prompt_tokens", "prompt_depth", "tune", "lora_rank", "lora_alpha"),
         *("attn_implementation", "scratch_config", "vocab_size", "save_dtype"),
@@ -86,20 +94,81 @@ _HELP_GROUPS = {
 
 @dataclass
 class DataArguments:
-    """The benchmark, and where it is."""
+    """The data set, where it is, and how it is read."""
 
     dataset_name: str | None = field(
-        default=None, metadata={"help": "Name of the benchmark.", "choices": list(BENCHMARKS)}
+        default=None,
+        metadata={
+            "help": "Data set: cuhk_pedes, icfg_pedes, rstpreid, synthetic_pedes, person_pairs, a file, a folder, a "
+            "format such as parquet or imagefolder, or a data set of the Hub."
+        },
     )
     data_dir: str | None = field(
-        default=None, metadata={"help": "The benchmark's folder, or the folder that contains it."}
+        default=None,
+        metadata={"help": "Folder of a benchmark, or the folder that contains it; folder of a format or of images."},
+    )
+    dataset_config: str | None = field(
+        default=None, metadata={"help": "Configuration of the data set, if it has several."}
+    )
+    revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a data set of the Hub."})
+    columns: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Columns that are not named as usual, for example: --columns image=img person_id=pid "
+            "captions=text file_path=name."
+        },
+    )
+    train_split: str | None = field(
+        default=None, metadata={"help": "Split to train on (default: train, or the only split)."}
+    )
+    eval_fraction: float | None = field(
+        default=None,
+        metadata={
+            "help": "Part of the persons of the training split that is cut off to evaluate on (default: 0.1 for a data "
+            "set with one split)."
+        },
     )
     on_bad_image: Literal["error", "skip"] = field(
         default="error",
         metadata={
-            "help": "error: refuse a benchmark with unreadable images; skip: leave these images out and name them."
+            "help": "error: refuse a data set with unreadable images; skip: leave these images out and name them."
         },
     )
+    on_bad_caption: Literal["error", "skip"] = field(
+        default="error",
+        metadata={
+            "help": "error: refuse a data set with captions without a word or of more than 20,000 characters; skip: "
+            "leave these captions out and name them."
+        },
+    )
+    fix_paths: bool = field(
+        default=False,
+        metadata={
+            "help": "Read the image that a path means although it is written otherwise: backslashes, imgs/ at its "
+            "start, blanks around it, another case of letters, another Unicode form."
+        },
+    )
+    follow_links: bool = field(
+        default=False, metadata={"help": "Allow images that are links to files outside the data set."}
+    )
+    streaming: bool = field(
+        default=False,
+        metadata={
+            "help": "Read the training split as a stream, row by row, without preparing it first; needs --max_steps, "
+            "--lr_scheduler_type, --eval_strategy no, and losses without memories."
+        },
+    )
+
+    def make_source(self) -> DataSource:
+        """Makes the data source of these options.
+
+        Raises:
+            ValueError: there is no name, or the columns are no mapping.
+        """
+        if not self.dataset_name:
+            raise ValueError("dataset_name is missing: name a data set, for example --dataset_name cuhk_pedes")
+        checks = Checks(self.on_bad_image, self.on_bad_caption, self.fix_paths, self.follow_links)
+        return DataSource(self.dataset_name, self.data_dir, self.dataset_config, self.revision, self.columns, checks)
 
 
 @dataclass
@@ -280,37 +349,22 @@ def _to_words(recipe: Path, action: argparse.Action, value: Any) -> list[str]:
     raise ValueError(f"{recipe}: {action.dest} is {reprlib.repr(value)}, which this option cannot be")
 
 
-@dataclass(frozen=True)
-class Splits:
-    """The splits of a run; without evaluation, `evaluation` and `eval_split` are `None`."""
+def build_model(
+    arguments: ModelArguments, tune: str, train: datasets.Dataset | None
+) -> tuple[ECCLModel, ECCLProcessor]:
+    """Builds a model and its processor: from a trained CLIP, or with random weights and a tokenizer of the captions.
 
-    builder: PersonRetrievalBuilder
-    train: datasets.Dataset
-    evaluation: datasets.Dataset | None
-    eval_split: str | None
-
-
-def load_splits(data: DataArguments, eval_split: str | None, evaluated: bool) -> Splits:
-    """Loads the training split and the split to evaluate on: `val` by default, `test` if there is no val.
+    Args:
+        arguments: the options.
+        tune: `lora` or `full`.
+        train: the training split; `None` if it is a stream.
 
     Raises:
-        ValueError: there is no such benchmark or split.
+        ValueError: a stream needs a trained CLIP; or the checkpoint or the options are wrong.
     """
-    if data.dataset_name not in BENCHMARKS:
-        raise ValueError(f"dataset_name is {data.dataset_name!r}, it must be one of {', '.join(BENCHMARKS)}")
-    builder = datasets.load_dataset_builder(data.dataset_name, data_dir=data.data_dir, on_bad_image=data.on_bad_image)
-    builder.download_and_prepare()
-    splits = builder.as_dataset()
-    name = (canonical_split(eval_split) or ("val" if "val" in splits else "test")) if evaluated else None
-    for split in ("train", name):
-        if split is not None and split not in splits:
-            raise ValueError(f"{data.dataset_name} in {data.data_dir} has no {split} split, only {', '.join(splits)}")
-    return Splits(builder, splits["train"], splits[name] if name else None, name)
-
-
-def build_model(arguments: ModelArguments, tune: str, train: datasets.Dataset) -> tuple[ECCLModel, ECCLProcessor]:
-    """Builds a model and its processor: from a trained CLIP, or with random weights and a tokenizer of the captions."""
     if arguments.init_from is None:
+        if train is None:
+            raise ValueError("streaming needs init_from: a tokenizer cannot be made from a stream")
         model, processor = _build_from_scratch(arguments, train)
     else:
         model, processor = _build_from_backbone(arguments, tune)
@@ -390,6 +444,8 @@ def claim_output(
         return
     output_dir = Path(args.output_dir)
     inputs = {"--init_from": model_arguments.init_from, "--data_dir": data.data_dir}
+    if (path := data.make_source().path) is not None:
+        inputs["--dataset_name"] = str(path)
     resume = args.resume
     if isinstance(resume, str):
         if (problem := find_incompleteness(Path(resume))) is not None:
@@ -424,29 +480,39 @@ def train(
         The signal that asked for a stop too late to stop the training; `None` if there was none.
     """
     set_seed(args.seed)
+    source = data.make_source()
+    evaluated = args.eval_strategy != "no"
+    splits = None
+    pairs: CaptionPairs | StreamedPairs
     with args.main_process_first(desc="reading the data set"):
-        splits = load_splits(data, args.eval_split, args.eval_strategy != "no")
-    model, processor = build_model(model_arguments, args.tune, splits.train)
-    pairs = CaptionPairs(splits.train, processor, args.augment, args.seed)
+        if not data.streaming:
+            splits = choose_splits(source, data.train_split, args.eval_split, data.eval_fraction, args.seed, evaluated)
+    model, processor = build_model(model_arguments, args.tune, None if splits is None else splits.train)
+    if splits is None:
+        split = data.train_split or "train"
+        skips = data.on_bad_image == "skip"
+        rows = source.stream(split)
+        pairs = StreamedPairs(rows, f"{source}, split {split}", processor, args.augment, args.seed, skips)
+    else:
+        pairs = CaptionPairs(splits.train, processor, args.augment, args.seed)
+    evaluation = splits.evaluation if splits is not None else None
     trained_model = attach_lora(model, args.lora_rank, args.lora_alpha) if args.tune == "lora" else model
-    trainer = ECCLTrainer(
-        trained_model, args, train_dataset=pairs, eval_dataset=splits.evaluation, processing_class=processor
-    )
+    trainer = ECCLTrainer(trained_model, args, train_dataset=pairs, eval_dataset=evaluation, processing_class=processor)
     if folder is not None:
-        print_summary(data, splits, pairs, trained_model)
+        print_summary(source, splits, pairs, trained_model)
         # Before the loggers, which make their files at the same moment.
         trainer.callback_handler.callbacks.insert(0, _StartCallback(folder))
     duration = trainer.train(resume_from_checkpoint=args.resume).metrics["train_runtime"]
-    metrics = trainer.evaluate() if splits.evaluation is not None else None
+    metrics = trainer.evaluate() if evaluation is not None else None
     whole_model = trainer.whole_model()
     if whole_model is not None and folder is not None:
-        facts = gather_facts(data, model_arguments, args, pairs, duration)
+        facts = gather_facts(describe_data(source, splits, pairs), model_arguments, args, duration)
         digests = getattr(trained_model, "base_digests", None) or {}
         facts.base_digest = digests.get("float16")
         if recipe is not None:
             facts.settings = {"recipe": Path(recipe).stem, **facts.settings}
-        if splits.evaluation is not None and metrics is not None:
-            add_result(facts, data, args, splits, splits.evaluation, metrics)
+        if splits is not None and evaluation is not None and metrics is not None:
+            add_result(facts, source, args, splits, evaluation, metrics)
         with folder.finishing():
             save_result(whole_model, processor, folder.path, model_arguments, facts)
         tell(f"the model is in {args.output_dir}")
@@ -464,24 +530,39 @@ class _StartCallback(transformers.TrainerCallback):
         self._folder.start()
 
 
-def print_summary(data: DataArguments, splits: Splits, pairs: CaptionPairs, model: ECCLModel | PeftModel) -> None:
+def print_summary(
+    source: DataSource, splits: Splits | None, pairs: CaptionPairs | StreamedPairs, model: ECCLModel | PeftModel
+) -> None:
     """Prints the sizes of the data and the number of trained parameters."""
-    sizes = f"{pairs.num_persons} persons, {len(splits.train)} images, {len(pairs)} pairs"
-    tell(f"training on {data.dataset_name} train: {sizes}")
-    if splits.evaluation is not None:
-        tell(f"evaluating on {data.dataset_name} {splits.eval_split}: {len(splits.evaluation)} images")
+    if isinstance(pairs, StreamedPairs):
+        tell(f"training on a stream: {pairs.name}")
+    elif splits is not None:
+        sizes = f"{pairs.num_persons} persons, {len(splits.train)} images, {len(pairs)} pairs"
+        tell(f"training on {source.name} {splits.train_split}: {sizes}")
+    if splits is not None and splits.evaluation is not None:
+        cut = f" ({splits.cut})" if splits.cut else ""
+        tell(f"evaluating on {source.name} {splits.eval_split}{cut}: {len(splits.evaluation)} images")
     trained, total = count_parameters(model)
     tell(f"{trained:,} of the {total:,} parameters are trained ({100 * trained / total:.2f}%)")
 
 
-def gather_facts(
-    data: DataArguments,
-    model_arguments: ModelArguments,
-    args: ECCLTrainingArguments,
-    pairs: CaptionPairs,
-    duration: float,
-) -> Facts:
-    """Gathers what the model card says of a run; the results come with [`add_result`]."""
+def describe_data(source: DataSource, splits: Splits | None, pairs: CaptionPairs | StreamedPairs) -> str:
+    """Describes the training set for the model card."""
+    title = plain_markdown(source.title)
+    if splits is None or isinstance(pairs, StreamedPairs):
+        return f"{title}, read as a stream"
+    sizes = f"{pairs.num_persons:,} ids, {len(pairs.dataset):,} images, {len(pairs):,} captions"
+    return f"{title} {splits.train_split}: {sizes}"
+
+
+def gather_facts(dataset: str, model_arguments: ModelArguments, args: ECCLTrainingArguments, duration: float) -> Facts:
+    """Gathers what the model card says of a run; the results come with [`add_result`].
+
+    Args:
+        dataset: the training set, from [`describe_data`].
+        model_arguments, args: the options.
+        duration: duration of the training in seconds.
+    """
     settings = {
         "epochs": args.num_train_epochs if args.max_steps < 0 else f"{args.max_steps} steps",
         "pairs a step": args.train_batch_size * args.world_size * args.gradient_accumulation_steps,
@@ -494,7 +575,7 @@ def gather_facts(
         args.hub_model_id or Path(args.output_dir).resolve().name,
         model_arguments.init_from,
         _METHODS[args.tune],
-        f"{data.dataset_name} train: {pairs.num_persons:,} ids, {len(pairs.dataset):,} images, {len(pairs):,} captions",
+        dataset,
         settings,
         duration,
         f"{args.world_size} x {accelerator}, {platform.system()} {platform.machine()}, torch {torch.__version__}, "
@@ -504,7 +585,7 @@ def gather_facts(
 
 def add_result(
     facts: Facts,
-    data: DataArguments,
+    source: DataSource,
     args: ECCLTrainingArguments,
     splits: Splits,
     evaluation: datasets.Dataset,
@@ -512,23 +593,26 @@ def add_result(
 ) -> None:
     """Adds the figures of the final evaluation, and how the epoch was selected, to the facts of a run."""
     eval_split = str(splits.eval_split)
+    layout = splits.data.layout
     facts.results.append(
         Result(
             model=facts.name,
-            dataset=str(data.dataset_name),
-            data_dir=Path(str(data.data_dir)).resolve().name,
+            dataset=source.title,
+            data_dir=Path(source.location).resolve().name if source.location else "",
             split=eval_split,
             direction="text_to_image",
             reranked=False,
             queries=sum(len(captions) for captions in evaluation["captions"]),
             gallery=len(evaluation),
             metrics={metric: metrics[f"eval_{metric}"] for metric in METRICS},
-            differs=published_differences(splits.builder.config.layout, eval_split, evaluation),
+            differs=published_differences(layout, eval_split, evaluation) if layout else [],
+            benchmark=source.name if layout else find_benchmark(eval_split, evaluation),
         )
     )
     if args.load_best_model_at_end:
         best = str(args.metric_for_best_model).removeprefix("eval_")
-        facts.selection = f"the evaluation with the best {best} on {eval_split}, the split that is scored below"
+        cut = f" ({splits.cut})" if splits.cut else ""
+        facts.selection = f"the evaluation with the best {best} on {eval_split}{cut}, the split that is scored below"
 
 
 def save_result(
@@ -539,7 +623,8 @@ def save_result(
     facts: Facts,
 ) -> None:
     """Writes the model with LoRA merged, its processor and its card; `adapter/` gets the trained parameters alone."""
-    published = {result.dataset: published_rows(result.dataset) for result in facts.results}
+    names = {result.benchmark or result.dataset for result in facts.results}
+    published = {name: published_rows(name) for name in names}
     if isinstance(model, PeftModel):
         save_adapter(model, output_dir / "adapter", arguments.init_from)
         card = make_model_card(replace(facts, is_adapter=True), published)

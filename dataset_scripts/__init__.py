@@ -8,10 +8,12 @@ import hashlib
 from pathlib import Path
 
 import datasets.load
-from datasets.data_files import DataFilesDict
+from datasets.data_files import DataFilesDict, sanitize_patterns
 from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
 
 BENCHMARKS = ("cuhk_pedes", "icfg_pedes", "rstpreid", "synthetic_pedes")
+# The builder of flat lists is no benchmark, but is found by name, too.
+BUILDERS = (*BENCHMARKS, "person_pairs")
 
 
 class _ModuleFactory(datasets.load.PackagedDatasetModuleFactory):
@@ -22,18 +24,22 @@ class _ModuleFactory(datasets.load.PackagedDatasetModuleFactory):
     """
 
     def get_module(self) -> datasets.load.DatasetModule:
-        if self.name not in BENCHMARKS:
+        if self.name not in BUILDERS:
             return super().get_module()
         module_path, code_hash = _PACKAGED_DATASETS_MODULES[self.name]
+        data_files = DataFilesDict()
+        if self.data_files is not None:
+            folder = str(Path(self.data_dir or "").expanduser().absolute())
+            data_files = DataFilesDict.from_patterns(sanitize_patterns(self.data_files), base_path=folder)
         return datasets.load.DatasetModule(
-            module_path, code_hash, {"data_files": DataFilesDict(), "dataset_name": self.name}
+            module_path, code_hash, {"data_files": data_files, "dataset_name": self.name}
         )
 
 
 def _register() -> None:
     sources = sorted(Path(__file__).parent.glob("*.py"))
     code_hash = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
-    for name in BENCHMARKS:
+    for name in BUILDERS:
         _PACKAGED_DATASETS_MODULES[name] = (f"{__name__}.{name}", code_hash)
     datasets.load.PackagedDatasetModuleFactory = _ModuleFactory
 

@@ -7,23 +7,24 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import datasets
+import pyarrow.compute as pc
 
-from . import annotations
 from .annotations import (
     SPLIT_ALIASES,
     SPLITS,
     Layout,
-    Record,
     SplitSize,
     find_annotation,
-    format_problems,
     read_records,
-    read_skipped_images,
     size_differences,
 )
+from .image_checks import Record
+from .messages import format_problems
+from .paths import walk_files
+from .records import Checks, LeftOut, read_left_out
 from .synthetic import LABELS_FILE
 
 FEATURES = datasets.Features(
@@ -38,44 +39,81 @@ FEATURES = datasets.Features(
 _ALIAS = re.compile(rf"\b({'|'.join(SPLIT_ALIASES)})\b")
 
 
+class Files(NamedTuple):
+    """The files of a data set.
+
+    Attributes:
+        annotations: the annotation files, each with the split that its name tells, if any.
+        folder: the folder of the images.
+    """
+
+    annotations: dict[Path, str | None]
+    folder: Path
+
+
 @dataclass(kw_only=True)
 class PersonRetrievalConfig(datasets.BuilderConfig):
     """The arguments that `load_dataset(name, data_dir=..., ...)` accepts.
 
     Args:
         layout: the layout of the benchmark; each benchmark sets it.
-        on_bad_image: `error`, or `skip` to leave unreadable images out with a warning.
+        on_bad_image, on_bad_caption, fix_paths, follow_links: see [`~eccl.dataset_scripts.records.Checks`]. Whatever is
+            left out or read in another way is named in a warning.
     """
 
     layout: Layout
     on_bad_image: str = "error"
+    on_bad_caption: str = "error"
+    fix_paths: bool = False
+    follow_links: bool = False
 
-    def create_config_id(self, config_kwargs: dict[str, Any], custom_features: datasets.Features | None = None) -> str:
-        """Names the cache after the content: a changed annotation or image gives another data set."""
+    @property
+    def checks(self) -> Checks:
+        """What happens to faulty images, captions and paths."""
+        return Checks(self.on_bad_image, self.on_bad_caption, self.fix_paths, self.follow_links)
+
+    def find_files(self) -> Files:
+        """Finds the annotation and the images.
+
+        Raises:
+            ValueError: `data_dir` is missing, or `data_files` is given.
+            FileNotFoundError: there is no annotation.
+        """
         if self.data_dir is None:
             raise ValueError(
                 f'data_dir is missing: load_dataset("{self.name}", data_dir="/path/to/{self.layout.folder}")'
             )
+        if self.data_files:
+            raise ValueError(f"{self.name} finds its files in data_dir and has no use for data_files: leave it out")
+        annotation = find_annotation(self.data_dir, self.layout)
+        return Files({annotation: None}, annotation.parent / "imgs")
+
+    def create_config_id(self, config_kwargs: dict[str, Any], custom_features: datasets.Features | None = None) -> str:
+        """Names the cache after the content: a changed annotation or image gives another data set."""
         kwargs = {name: value for name, value in config_kwargs.items() if name != "data_files"}
-        kwargs["content"] = _fingerprint(find_annotation(self.data_dir, self.layout))
+        kwargs["content"] = self.fingerprint()
         return super().create_config_id(kwargs, custom_features)
 
+    def fingerprint(self) -> str:
+        """Computes a digest of the annotations' content, of the checks, and of every file in the folder of the images.
 
-def _fingerprint(annotation: Path) -> str:
-    """Returns a digest of the annotation's content, of the checks, and of every file below `imgs/`.
-
-    For these files, it covers the path, the size and the times of the last changes.
-    """
-    digest = hashlib.sha256(annotation.read_bytes())
-    digest.update(Path(annotations.__file__).read_bytes())
-    for folder, subfolders, files in os.walk(annotation.parent / "imgs"):
-        subfolders.sort()
-        for name in sorted(files):
-            status = os.stat(os.path.join(folder, name), follow_symlinks=False)
+        For these files, it covers the path, the size and the times of the last changes.
+        """
+        files = self.find_files()
+        # All arguments count, those of a subclass, too.
+        arguments = {name: value for name, value in vars(self).items() if name not in ("name", "version", "data_files")}
+        digest = hashlib.sha256(repr(sorted(arguments.items(), key=str)).encode("utf-8", "surrogateescape"))
+        for source in (*sorted(Path(__file__).parent.glob("*.py")), *files.annotations):
+            digest.update(source.read_bytes())
+        for path in walk_files(files.folder, self.follow_links):
+            status = os.stat(files.folder / path, follow_symlinks=False)
+            line = f"{files.folder}/{path}"
+            if self.follow_links and os.path.islink(files.folder / path) and os.path.exists(files.folder / path):
+                status = os.stat(files.folder / path)
             # A change of permissions changes only st_ctime.
-            line = f"{folder}/{name} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}\n"
+            line += f" {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}\n"
             digest.update(line.encode("utf-8", "surrogateescape"))
-    return digest.hexdigest()
+        return digest.hexdigest()
 
 
 def canonical_split(split: Any) -> Any:
@@ -93,6 +131,17 @@ def canonical_split(split: Any) -> Any:
 def image_paths(dataset: datasets.Dataset) -> list[str]:
     """Returns the path of each image of a split, in the order of its rows."""
     return [image["path"] for image in dataset.cast_column("image", datasets.Image(decode=False))["image"]]
+
+
+def image_sizes(dataset: datasets.Dataset) -> list[int]:
+    """Returns the number of bytes of each image of a split, in the order of its rows."""
+    undecoded = dataset.select_columns("image").cast_column("image", datasets.Image(decode=False))
+    sizes = []
+    for rows in undecoded.with_format("arrow").iter(1_000):
+        stored = pc.binary_length(pc.struct_field(rows["image"], "bytes")).to_pylist()
+        paths = pc.struct_field(rows["image"], "path").to_pylist()
+        sizes += [os.path.getsize(path) if size is None else size for size, path in zip(stored, paths, strict=True)]
+    return sizes
 
 
 def published_differences(layout: Layout, split: str, dataset: datasets.Dataset) -> list[str]:
@@ -138,45 +187,63 @@ class PersonRetrievalBuilder(datasets.GeneratorBasedBuilder):
 
     @property
     def annotation(self) -> Path:
-        """The path of the annotation file."""
-        return find_annotation(self.config.data_dir, self.config.layout)
+        """The path of the annotation file; the first one, if there are several."""
+        return next(iter(self.config.find_files().annotations))
 
     def as_dataset(self, split: Any = None, in_memory: bool = False) -> datasets.Dataset | datasets.DatasetDict:
-        self._warn_about_skipped_images()
+        self._warn_about_left_out()
         return super().as_dataset(canonical_split(split), in_memory)
 
     def as_streaming_dataset(
         self, split: Any = None, base_path: str | None = None
     ) -> datasets.IterableDataset | datasets.IterableDatasetDict:
         dataset = super().as_streaming_dataset(canonical_split(split), base_path)
-        self._warn_about_skipped_images()
+        self._warn_about_left_out()
         return dataset
 
     @property
-    def _known_images(self) -> Path:
-        return Path(self._cache_dir_root) / "eccl-checked-images" / f"{_fingerprint(self.annotation)}.json"
+    def _known(self) -> Path:
+        return Path(self._cache_dir_root) / "eccl-checked-images" / f"{self.config.fingerprint()}.json"
 
-    def _warn_about_skipped_images(self) -> None:
-        """Warns at every load, because a cached data set lacks the images that were skipped when it was made."""
-        if self.config.on_bad_image == "skip":
-            count, lines = read_skipped_images(self._known_images)
+    def _warn_about_left_out(self) -> None:
+        """Warns at every load, because a cached data set lacks what was left out when it was made."""
+        checks = self.config.checks
+        if checks == Checks(follow_links=checks.follow_links):
+            return
+        left_out, source = self.read_left_out(), ", ".join(map(str, self.config.find_files().annotations))
+        counted = [
+            (left_out.num_images if checks.on_bad_image == "skip" else 0, "unreadable images are left out", "images"),
+            (len(left_out.captions), "captions are left out", "captions"),
+            (len(left_out.paths), "kinds of paths are read in another way", "paths"),
+        ]
+        for count, what, name in counted:
             if count:
-                message = f"{self.annotation}: {count} unreadable images are left out: {format_problems(lines)}"
-                warnings.warn(message, stacklevel=3)
+                lines = format_problems(getattr(left_out, name))
+                warnings.warn(f"{source}: {count} {what}: {lines}", stacklevel=3)
+
+    def read_left_out(self) -> LeftOut:
+        """Returns how the prepared data set differs from its annotation."""
+        return read_left_out(self._known)
+
+    def _read_records(self) -> list[Record]:
+        return read_records(self.annotation, self.config.layout, self.config.checks, self._known)
 
     def _split_generators(self, dl_manager: datasets.DownloadManager) -> list[datasets.SplitGenerator]:
-        annotation = self.annotation
-        records = read_records(annotation, self.config.layout, self.config.on_bad_image, self._known_images)
-        records_of = {split: [record for record in records if record["split"] == split] for split in SPLITS}
-        records_of = {split: split_records for split, split_records in records_of.items() if split_records}
-        self._warn_about_sizes(annotation, records_of)
+        records = self._read_records()
+        order = {split: index for index, split in enumerate(SPLITS)}
+        splits = sorted(
+            {record["split"] for record in records}, key=lambda split: (order.get(split, len(order)), split)
+        )
+        records_of = {split: [record for record in records if record["split"] == split] for split in splits}
+        self._warn_about_sizes(records_of)
         return [
             datasets.SplitGenerator(name=split, gen_kwargs={"numbered_records": list(enumerate(split_records))})
             for split, split_records in records_of.items()
         ]
 
-    def _warn_about_sizes(self, annotation: Path, records_of: dict[str, list[Record]]) -> None:
+    def _warn_about_sizes(self, records_of: dict[str, list[Record]]) -> None:
         """Warns if the sizes are not the published ones, unless the data set says that it is synthetic."""
+        annotation = self.annotation
         if (annotation.parent / LABELS_FILE).is_file():
             return
         layout = self.config.layout

@@ -1,24 +1,32 @@
-"""Checks a benchmark completely, and prints its sizes, its caption lengths and its image sizes.
+"""Checks a data set completely, and prints its sizes, caption lengths, image sizes, and what is doubtful in it.
 
 python -m eccl.dataset_scripts.describe cuhk_pedes --data_dir /data/CUHK-PEDES
 """
 
+import argparse
+import os
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import datasets
 from PIL import Image
-from tqdm.auto import tqdm
 
-from ..utils.command_line import CommandParser, add_shared_option, command, say, tell
+from ..utils.command_line import CommandParser, add_data_options, add_shared_option, command, say, tell
 from ..utils.files import complete_file, require_no_input, require_picture_path
-from . import BENCHMARKS
 from .annotations import SplitSize
-from .base import image_paths
+from .quality import (
+    Finding,
+    ImageFacts,
+    find_doubtful_captions,
+    find_doubtful_images,
+    find_doubtful_persons,
+    read_image_facts,
+    to_json,
+)
+from .sources import DataSource
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer
@@ -60,21 +68,6 @@ def caption_lengths(captions: Sequence[str], tokenizer: "CLIPTokenizer", limit: 
     )
 
 
-def image_kinds(paths: Sequence[str]) -> Counter[tuple[int, int, str]]:
-    """Counts the images of each width, height and mode.
-
-    Only the headers of the files are read. The modes are those of Pillow (RGB, L, I;16, ...).
-    """
-
-    def read_header(path: str) -> tuple[int, int, str]:
-        with Image.open(path) as image:
-            return (*image.size, image.mode)
-
-    with ThreadPoolExecutor() as pool:
-        headers = pool.map(read_header, paths)
-        return Counter(tqdm(headers, total=len(paths), desc="image sizes", unit="image", leave=False))
-
-
 def size_table(splits: datasets.DatasetDict, published: dict[str, SplitSize]) -> str:
     """Makes a Markdown table with the ids, images and captions of each split, and the published size if it differs."""
     lines = ["| split | ids | images | captions | published |", "|---|--:|--:|--:|---|"]
@@ -89,19 +82,17 @@ def size_table(splits: datasets.DatasetDict, published: dict[str, SplitSize]) ->
     return "\n".join(lines)
 
 
-def _describe_captions(captions: Sequence[str], tokenizer: "CLIPTokenizer", tokenizer_name: str) -> str:
-    lengths = caption_lengths(captions, tokenizer)
+def _describe_captions(lengths: Lengths, count: int, tokenizer_name: str) -> str:
     return (
         f"captions, in tokens of {tokenizer_name}: {lengths.shortest} to {lengths.longest}, median {lengths.median:g}, "
-        f"mean {lengths.mean:.1f}, 95% up to {lengths.percentile_95}; {lengths.too_long:,} of {len(captions):,} are "
+        f"mean {lengths.mean:.1f}, 95% up to {lengths.percentile_95}; {lengths.too_long:,} of {count:,} are "
         f"longer than {_MAX_TEXT_LENGTH} and will be truncated"
     )
 
 
-def _describe_images(paths: Sequence[str]) -> Iterable[str]:
-    kinds = image_kinds(paths)
-    widths = sorted(width for width, _, _ in kinds.elements())
-    heights = sorted(height for _, height, _ in kinds.elements())
+def _describe_images(facts: Sequence[ImageFacts]) -> Iterator[str]:
+    widths, heights = sorted(fact.width for fact in facts), sorted(fact.height for fact in facts)
+    kinds = Counter((fact.width, fact.height, fact.mode) for fact in facts)
     common = ", ".join(
         f"{width} x {height} {mode} ({count:,})" for (width, height, mode), count in kinds.most_common(3)
     )
@@ -109,28 +100,59 @@ def _describe_images(paths: Sequence[str]) -> Iterable[str]:
         f"images, width x height: {widths[0]} to {widths[-1]} x {heights[0]} to {heights[-1]}, median "
         f"{statistics.median(widths):g} x {statistics.median(heights):g}, most often {common}"
     )
-    deep = sum(count for (_, _, mode), count in kinds.items() if mode.startswith(("I", "F")))
+    # Pillow's modes for one grey channel of more than 8 bits start with these letters.
+    deep = sum(fact.mode.startswith(("I", "F")) for fact in facts)
     if deep:
         yield f"{deep:,} images have more than 8 bits per channel: they are scaled to 8 bits when they are read"
+    if any(fact.hash is None for fact in facts):
+        yield "images that look alike were not searched: that needs the package imagehash (pip install eccl[describe])"
 
 
-def _check_output(output: Path) -> None:
-    """Checks that a picture can be written, before the benchmark is read."""
-    if output.suffix.lower() not in Image.registered_extensions():
-        raise ValueError(f"--output is {output}, it must end like a picture file, for example in .png")
-    if not output.parent.is_dir():
-        raise FileNotFoundError(f"--output is {output}, but {output.parent} is not a folder")
-    require_picture_path(output)
+def _describe_findings(findings: Sequence[Finding]) -> Iterator[str]:
+    """Yields a line for each thing that was found, with its examples below, and one line for all that were not."""
+    for finding in findings:
+        if finding.count:
+            yield f"{finding.count:,} {finding.title}"
+            yield from (f"  {example}" for example in finding.examples)
+    if absent := [finding.title for finding in findings if not finding.count]:
+        yield f"none: {'; '.join(absent)}"
+
+
+def _check_outputs(options: argparse.Namespace) -> tuple[Path | None, Path | None]:
+    """Checks that the picture and the report can be written, before the data set is read; returns their paths."""
+    picture, report = (Path(each).expanduser().absolute() if each else None for each in (options.output, options.json))
+    for file, option in ((picture, "--output"), (report, "--json")):
+        if file is None:
+            continue
+        if option == "--output" and file.suffix.lower() not in Image.registered_extensions():
+            raise ValueError(f"--output is {file}, it must end like a picture file, for example in .png")
+        if option == "--json" and file.suffix.lower() != ".json":
+            raise ValueError(f"--json is {file}, it must end in .json")
+        if not file.parent.is_dir():
+            raise FileNotFoundError(f"{option} is {file}, but {file.parent} is not a folder")
+        require_no_input(file, {"--data_dir": options.data_dir}, option)
+        if Path(options.name).exists():
+            require_no_input(file, {"name": options.name}, option)
+    if picture is not None:
+        require_picture_path(picture)
+    return picture, report
 
 
 def make_parser() -> CommandParser:
     parser = CommandParser("python -m eccl.dataset_scripts.describe", __doc__)
-    parser.add_argument("name", choices=BENCHMARKS, help="benchmark to describe")
-    add_shared_option(parser, "data_dir")
-    add_shared_option(parser, "on_bad_image")
+    parser.add_argument(
+        "name", help="data set to describe: a benchmark, person_pairs, a file, a folder, a format, or one of the Hub"
+    )
+    add_shared_option(parser, "data_dir", required=False)
+    add_data_options(parser)
+    # A caption that training would refuse is reported, and does not end the report.
+    parser.set_defaults(on_bad_caption="skip")
     add_shared_option(parser, "tokenizer")
     add_shared_option(
         parser, "output", help="picture file to write, for example a .png: random images with their captions"
+    )
+    parser.add_argument(
+        "--json", metavar="FILE", type=os.path.expanduser, help="file to write the same report to, as JSON"
     )
     add_shared_option(parser, "seed", help="seed that chooses the images in the picture")
     return parser
@@ -139,39 +161,58 @@ def make_parser() -> CommandParser:
 @command
 def main(arguments: list[str]) -> None:
     options = make_parser().parse_args(arguments)
-    output = Path(options.output).expanduser().absolute() if options.output else None
-    if output:
-        _check_output(output)
-        require_no_input(output, {"--data_dir": options.data_dir}, "--output")
-    say(f"checking {options.name} in {options.data_dir}")
+    picture, report = _check_outputs(options)
+    source = DataSource.of_options(options, options.name, options.data_dir, "name")
+    say(f"checking {source}")
     # Imported here, so that --help and a mistake in the arguments answer at once.
     from ..processing_eccl import load_tokenizer
     from ..utils.sheets import draw_contact_sheet
     from ..utils.shipped import clip_tokenizer
 
     tokenizer = load_tokenizer(options.tokenizer) if options.tokenizer else clip_tokenizer()
-    builder = datasets.load_dataset_builder(options.name, data_dir=options.data_dir, on_bad_image=options.on_bad_image)
-    builder.download_and_prepare()
-    splits = builder.as_dataset()
-    tell(f"{options.name} in {options.data_dir}")
-    tell()
-    for line in size_table(splits, builder.config.layout.published_sizes).splitlines():
-        tell(line)
-    tell()
-    captions = [
-        caption
-        for dataset in splits.values()
-        for captions_of_image in dataset["captions"]
-        for caption in captions_of_image
+    data = source.load()
+    splits = data.splits
+    say("looking for what is doubtful")
+    captions = [caption for dataset in splits.values() for of_image in dataset["captions"] for caption in of_image]
+    lengths = caption_lengths(captions, tokenizer)
+    facts = {split: read_image_facts(dataset) for split, dataset in splits.items()}
+    bad_captions = Finding(
+        "captions_left_out",
+        "captions that cannot be used and are left out",
+        len(data.bad_captions),
+        data.bad_captions[:3],
+    )
+    findings = [
+        bad_captions,
+        *find_doubtful_captions(splits, tokenizer, _MAX_TEXT_LENGTH),
+        *find_doubtful_images(splits, facts),
+        *find_doubtful_persons(splits),
     ]
-    tell(_describe_captions(captions, tokenizer, options.tokenizer or "CLIP"))
-    for line in _describe_images([path for dataset in splits.values() for path in image_paths(dataset)]):
+    tell(str(source))
+    tell()
+    for line in size_table(splits, data.layout.published_sizes if data.layout else {}).splitlines():
         tell(line)
-    if output:
+    tell()
+    tell(_describe_captions(lengths, len(captions), options.tokenizer or "CLIP"))
+    for line in _describe_images([fact for of_split in facts.values() for fact in of_split]):
+        tell(line)
+    tell()
+    for line in _describe_findings(findings):
+        tell(line)
+    if report:
+        sizes = {
+            split: SplitSize.of(dataset["person_id"], dataset["captions"])._asdict()
+            for split, dataset in splits.items()
+        }
+        content = {"name": source.title, "splits": sizes, "caption_tokens": lengths._asdict(), "findings": findings}
+        with complete_file(report) as unfinished:
+            unfinished.write_text(to_json(content), encoding="utf-8")
+        tell(f"report: {report}")
+    if picture:
         all_splits = datasets.concatenate_datasets(list(splits.values()))
-        with complete_file(output) as unfinished:
+        with complete_file(picture) as unfinished:
             draw_contact_sheet(all_splits, seed=options.seed).save(unfinished)
-        tell(f"picture: {output}")
+        tell(f"picture: {picture}")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Exports a benchmark as Parquet files with a dataset card; `load_dataset(FOLDER)` reads them without this project.
+"""Exports a data set as Parquet files with a dataset card; `load_dataset(FOLDER)` reads them without this project.
 
 python -m eccl.dataset_scripts.export cuhk_pedes --data_dir /data/CUHK-PEDES --output_dir cuhk-pedes
 """
 
-import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
@@ -13,12 +13,20 @@ from datasets.utils.metadata import MetadataConfigs
 from huggingface_hub import DatasetCardData
 
 from ..hub.publish import publish, require_publishable
-from ..utils.command_line import CommandParser, add_shared_option, command, require_push, say, tell
-from ..utils.files import complete_folder, read_json, require_new_folder
+from ..utils.command_line import (
+    CommandParser,
+    add_data_options,
+    add_shared_option,
+    command,
+    require_push,
+    say,
+    tell,
+)
+from ..utils.files import complete_folder, read_json, require_new_folder, require_writable_folder
 from ..utils.text import plain_markdown
-from . import BENCHMARKS
-from .base import image_paths
+from .base import PersonRetrievalBuilder, image_sizes
 from .describe import size_table
+from .sources import DataSource, PersonData
 from .synthetic import LABELS_FILE
 
 # Bytes of images per file. The library aims at the same size. The export needs about twice as much memory.
@@ -31,7 +39,7 @@ def write_parquet(splits: datasets.DatasetDict, folder: Path, shard_bytes: int =
     """Writes each split as `data/SPLIT-00000-of-00002.parquet` and so on, with the images inside.
 
     Args:
-        splits: the splits to write; their images are files.
+        splits: the splits to write.
         folder: the folder in which `data/` is made.
         shard_bytes: approximate number of bytes of images in each file.
 
@@ -41,7 +49,7 @@ def write_parquet(splits: datasets.DatasetDict, folder: Path, shard_bytes: int =
     (folder / "data").mkdir(parents=True)
     sizes, file_bytes = datasets.SplitDict(), 0
     for split, dataset in splits.items():
-        num_shards = max(1, -(-sum(map(os.path.getsize, image_paths(dataset))) // shard_bytes))
+        num_shards = max(1, -(-sum(image_sizes(dataset)) // shard_bytes))
         num_bytes = 0
         for index in range(num_shards):
             shard = dataset.shard(num_shards, index, contiguous=True).with_format("arrow")
@@ -58,50 +66,85 @@ def write_parquet(splits: datasets.DatasetDict, folder: Path, shard_bytes: int =
     )
 
 
-def make_card(
-    builder: datasets.DatasetBuilder, splits: datasets.DatasetDict, info: datasets.DatasetInfo, data_dir: Path
-) -> str:
+@dataclass(frozen=True)
+class Subject:
+    """What the card of a data set says about it.
+
+    Attributes:
+        title: its name.
+        description: a paragraph.
+        terms: the licence and the terms, as the owners state them.
+        homepage: the page of the owners; empty if it is unknown.
+        citation: BibTeX, or empty.
+        licence: the identifier of the licence in the metadata of the card.
+        licence_name: the name of a licence that has no identifier.
+    """
+
+    title: str
+    description: str
+    terms: str
+    homepage: str = ""
+    citation: str = ""
+    licence: str = "other"
+    licence_name: str | None = None
+
+    @classmethod
+    def of(cls, data: PersonData, title: str) -> "Subject":
+        """Describes a loaded data set; `title` is the name of one that is no benchmark."""
+        builder = data.builder
+        if data.layout is None or not isinstance(builder, PersonRetrievalBuilder):
+            description = "A data set for text-to-image person retrieval."
+            terms = "Not stated. The terms of the owners of the images and of the captions apply."
+            return cls(title, description, terms, licence_name="terms-of-the-owners")
+        is_synthetic = builder.config.name == _SYNTHETIC
+        return cls(
+            data.layout.folder,
+            " ".join((builder.info.description or "").split()),
+            builder.terms,
+            builder.homepage,
+            builder.citation,
+            "apache-2.0" if is_synthetic else "other",
+            None if is_synthetic else f"{builder.config.name.replace('_', '-')}-terms",
+        )
+
+
+def make_card(subject: Subject, data: PersonData, info: datasets.DatasetInfo) -> str:
     """Makes the dataset card: the metadata block (`configs`, `dataset_info`, licence), statistics, terms, citation.
 
     Args:
-        builder: the prepared builder of the benchmark.
-        splits: its splits.
-        info: their sizes and features, from [`write_parquet`].
-        data_dir: the folder that contains the annotation.
+        subject: what the card says about the data set.
+        data: the data set.
+        info: its sizes and features, from [`write_parquet`].
     """
-    title = builder.config.layout.folder
-    statistics = size_table(splits, builder.config.layout.published_sizes)
+    statistics = size_table(data.splits, data.layout.published_sizes if data.layout else {})
     sections = [
-        f"---\n{_make_metadata(builder, splits, info).to_yaml()}\n---",
-        f"# {title}",
-        " ".join((builder.info.description or "").split()),
+        f"---\n{_make_metadata(subject, data.splits, info).to_yaml()}\n---",
+        f"# {plain_markdown(subject.title)}",
+        subject.description,
         "A row is an image: `image`, `person_id` (a person is in one split only), `image_id` (counts from 0 in each "
         "split), `captions`, `file_path` (in the original download). In text-to-image retrieval, every caption of a "
         "split is a query, and all images of the split are the gallery.",
         f"## Statistics\n\n{statistics}",
     ]
-    if builder.config.name == _SYNTHETIC:
-        sections.append(_make_synthetic_section(data_dir))
+    if data.builder.config.name == _SYNTHETIC and data.folder is not None:
+        sections.append(_make_synthetic_section(data.folder))
     sections += [
-        f"## Licence and terms\n\n{builder.terms}" + (f"\n\n{builder.homepage}" if builder.homepage else ""),
+        f"## Licence and terms\n\n{subject.terms}" + (f"\n\n{subject.homepage}" if subject.homepage else ""),
         "## Uses that are ruled out\n\nFinding people by description is surveillance technology. This data set is for "
         "research. Do not use it to identify or track people, or to make decisions about them.",
     ]
-    if builder.citation:
-        sections.append(f"## Citation\n\n```bibtex\n{builder.citation}\n```")
+    if subject.citation:
+        sections.append(f"## Citation\n\n```bibtex\n{subject.citation}\n```")
     return "\n\n".join(sections) + "\n"
 
 
-def _make_metadata(
-    builder: datasets.DatasetBuilder, splits: datasets.DatasetDict, info: datasets.DatasetInfo
-) -> DatasetCardData:
-    is_synthetic = builder.config.name == _SYNTHETIC
+def _make_metadata(subject: Subject, splits: datasets.DatasetDict, info: datasets.DatasetInfo) -> DatasetCardData:
     metadata = DatasetCardData(
         language="en",
-        license="apache-2.0" if is_synthetic else "other",
-        license_name=None if is_synthetic else f"{builder.config.name.replace('_', '-')}-terms",
-        license_link=None if is_synthetic else builder.homepage,
-        pretty_name=builder.config.layout.folder,
+        license=subject.licence,
+        license_name=subject.licence_name,
+        license_link=subject.homepage or None,
+        pretty_name=subject.title,
         tags=["person-retrieval", "text-to-image-retrieval"],
     )
     files = [{"split": split, "path": f"data/{split}-*"} for split in splits]
@@ -129,11 +172,12 @@ def _make_synthetic_section(data_dir: Path) -> str:
     )
 
 
-def export(builder: datasets.DatasetBuilder, output_dir: Path, shard_bytes: int = _SHARD_BYTES) -> None:
+def export(data: PersonData, title: str, output_dir: Path, shard_bytes: int = _SHARD_BYTES) -> None:
     """Writes a data set as Parquet to `output_dir`, which appears only when it is complete.
 
     Args:
-        builder: a prepared builder.
+        data: the data set.
+        title: its name, for the card; a benchmark has its own.
         output_dir: a new or empty folder.
         shard_bytes: approximate number of bytes of images in each file.
 
@@ -143,21 +187,23 @@ def export(builder: datasets.DatasetBuilder, output_dir: Path, shard_bytes: int 
     from ..utils.sheets import draw_contact_sheet
 
     require_new_folder(output_dir)
-    splits = builder.as_dataset()
+    splits = data.splits
     with complete_folder(output_dir) as folder:
         info = write_parquet(splits, folder, shard_bytes)
-        card = make_card(builder, splits, info, builder.annotation.parent)
+        card = make_card(Subject.of(data, title), data, info)
         (folder / "README.md").write_text(card, "utf-8", "backslashreplace")
-        if builder.config.name == _SYNTHETIC:
+        if data.builder.config.name == _SYNTHETIC:
             draw_contact_sheet(splits["test" if "test" in splits else "train"]).save(folder / _SHEET, quality=85)
 
 
 def make_parser() -> CommandParser:
     parser = CommandParser("python -m eccl.dataset_scripts.export", __doc__)
-    parser.add_argument("name", choices=BENCHMARKS, help="benchmark to export")
-    add_shared_option(parser, "data_dir")
+    parser.add_argument(
+        "name", help="data set to export: a benchmark, person_pairs, a file, a folder, a format, or one of the Hub"
+    )
+    add_shared_option(parser, "data_dir", required=False)
     add_shared_option(parser, "output_dir", help="new or empty folder to write to")
-    add_shared_option(parser, "on_bad_image")
+    add_data_options(parser)
     parser.add_argument(
         "--push_to_hub",
         metavar="USER/NAME",
@@ -178,15 +224,15 @@ def main(arguments: list[str]) -> None:
     require_push(parser, options)
     output_dir = Path(options.output_dir).expanduser().absolute()
     require_new_folder(output_dir)
+    require_writable_folder(output_dir)
     if options.push_to_hub:
         require_publishable(options.push_to_hub, "data set", options.public)
-    say(f"checking {options.name} in {options.data_dir}")
-    builder = datasets.load_dataset_builder(options.name, data_dir=options.data_dir, on_bad_image=options.on_bad_image)
-    builder.download_and_prepare()
-    export(builder, output_dir)
+    source = DataSource.of_options(options, options.name, options.data_dir, "name")
+    say(f"checking {source}")
+    export(source.load(), source.title, output_dir)
     tell(f'{options.output_dir}: load it anywhere with datasets.load_dataset("{options.output_dir}")')
     if options.push_to_hub:
-        name = publish(output_dir, options.push_to_hub, options.public, "Export of a person-retrieval benchmark")
+        name = publish(output_dir, options.push_to_hub, options.public, "Export of a person-retrieval data set")
         reason = "" if options.public else ", private: the owners give the benchmarks for research, on request"
         tell(f"pushed to {name}{reason}")
 

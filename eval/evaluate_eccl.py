@@ -14,7 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from eccl.hub.model_card import DIRECTIONS, METRICS
-from eccl.utils.command_line import CommandParser, add_shared_option, command, end_launched_process, say, tell
+from eccl.utils.command_line import (
+    CommandParser,
+    add_data_options,
+    add_shared_option,
+    command,
+    end_launched_process,
+    say,
+    tell,
+)
 from eccl.utils.files import (
     complete_file,
     locked_folder,
@@ -80,32 +88,37 @@ def _add_input_options(parser: CommandParser) -> None:
         "--dataset",
         required=True,
         action="append",
-        help="benchmark to score on: cuhk_pedes, icfg_pedes, rstpreid or synthetic_pedes; may be given several times",
+        help="data set to score on: cuhk_pedes, icfg_pedes, rstpreid, synthetic_pedes, person_pairs, a file, a folder, "
+        "a format such as parquet, or a data set of the Hub; may be given several times",
     )
     add_shared_option(
         parser,
         "data_dir",
         action="append",
-        help="the benchmark's folder, or the folder that contains it; given once for each --dataset, in the same order",
+        required=False,
+        default=[],
+        help="folder of the benchmark or the format; given once for each --dataset that needs one, in the same order",
     )
-    add_shared_option(parser, "on_bad_image")
+    add_data_options(parser)
     parser.add_argument("--split", default="test", help="split to score, or a part of it, for example test[:100]")
+    parser.add_argument(
+        "--eval_fraction",
+        type=float,
+        help="score the persons of --split that a training with this --eval_fraction and --seed has cut off",
+    )
+    add_shared_option(parser, "seed", help="seed of the training that has cut off the persons of --eval_fraction")
 
 
 def check_arguments(parser: CommandParser, options: argparse.Namespace) -> None:
     """Refuses options that contradict each other, and folders that cannot be written."""
-    if len(options.dataset) != len(options.data_dir):
-        parser.error(
-            f"there are {len(options.dataset)} --dataset and {len(options.data_dir)} --data_dir: give one --data_dir "
-            "for each --dataset"
-        )
     if options.rerank and options.direction == "image_to_text":
         parser.error("--rerank only applies to text_to_image, because it compares images with images")
     if options.before and len(options.dataset) > 1:
         parser.error(f"--before shows one earlier evaluation, but there are {len(options.dataset)} --dataset: give one")
     if options.overwrite and not options.output_dir:
         parser.error("--overwrite only applies to --output_dir, which is missing")
-    inputs = {"--model": options.model, "--base": [options.base], "--data_dir": options.data_dir}
+    names = [name for name in options.dataset if os.path.exists(name)]
+    inputs = {"--model": options.model, "--base": [options.base], "--data_dir": options.data_dir, "--dataset": names}
     for option in ("output_dir", "cache_dir"):
         if folder := getattr(options, option):
             for name, given in ((name, each) for name, values in inputs.items() for each in values):
@@ -113,6 +126,20 @@ def check_arguments(parser: CommandParser, options: argparse.Namespace) -> None:
             require_writable_folder(Path(folder))
     if options.output_dir:
         require_no_input(Path(options.output_dir, _OUTPUTS[0]), {"--before": options.before})
+
+
+def assign_folders(parser: CommandParser, options: argparse.Namespace) -> list[str | None]:
+    """Returns the `--data_dir` of each `--dataset`; a path, or a data set of the Hub, needs none."""
+    needs = [not os.path.exists(name) and "/" not in name for name in options.dataset]
+    if len(options.data_dir) == len(options.dataset):
+        return list(options.data_dir)
+    if len(options.data_dir) != sum(needs):
+        parser.error(
+            f"there are {len(options.dataset)} --dataset and {len(options.data_dir)} --data_dir: give one --data_dir "
+            "for each --dataset that is no path and no data set of the Hub"
+        )
+    folders = iter(options.data_dir)
+    return [next(folders) if needed else None for needed in needs]
 
 
 def read_before(file: Path) -> dict[str, float]:
@@ -168,15 +195,21 @@ def main(arguments: list[str]) -> None:
     parser = make_parser()
     options = parser.parse_args(arguments)
     check_arguments(parser, options)
+    folders = assign_folders(parser, options)
     before = read_before(Path(options.before)) if options.before else None
     folder = Path(options.output_dir) if options.output_dir else None
     with claim_outputs(folder, options.overwrite):
         say("evaluate_eccl: loading torch and transformers")
         # Imported here, so that --help and a mistake in the arguments answer at once.
+        from eccl.dataset_scripts.sources import DataSource
         from eccl.eval.scoring import Settings, check_names, evaluate_models, load_benchmarks
 
-        check_names(options.model, options.base, options.dataset, options.split)
-        benchmarks = load_benchmarks(options.dataset, options.data_dir, options.split, options.on_bad_image)
+        check_names(options.model, options.base)
+        sources = [
+            DataSource.of_options(options, name, data_dir, "--dataset")
+            for name, data_dir in zip(options.dataset, folders, strict=True)
+        ]
+        benchmarks = load_benchmarks(sources, options.split, options.eval_fraction, options.seed)
         settings = Settings(
             directions=tuple(DIRECTIONS) if options.direction == "both" else (options.direction,),
             rerank=options.rerank,

@@ -1,7 +1,7 @@
 """Pictures of an evaluation: the ranked images of some queries, and the matching curves."""
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,7 +40,7 @@ def draw_rankings(
     captions: Sequence[str],
     query_person_ids: torch.Tensor,
     similarities: torch.Tensor,
-    gallery_files: Sequence[str],
+    gallery: Sequence[Mapping[str, Any]],
     gallery_person_ids: torch.Tensor,
 ) -> Image.Image:
     """Draws the top ten images of chosen queries with their scores: right images in green frames, wrong ones in red.
@@ -50,7 +50,7 @@ def draw_rankings(
         captions: the sentences of all queries.
         query_person_ids: `(queries,)`: the person of each query.
         similarities: `(chosen queries, gallery)`, in the order of `queries`.
-        gallery_files: the path of each image of the gallery.
+        gallery: for each image of the gallery a dict with the image under `"image"`, as `read_image` takes it.
         gallery_person_ids: `(gallery,)`: the person of each image.
     """
     pictured, scores = [], []
@@ -58,7 +58,7 @@ def draw_rankings(
     for (kind, query), row in zip(chosen, similarities, strict=True):
         best = row.argsort(descending=True, stable=True)[:_RANKS].tolist()
         found = [
-            (Path(gallery_files[image]), bool(gallery_person_ids[image] == query_person_ids[query])) for image in best
+            (gallery[image]["image"], bool(gallery_person_ids[image] == query_person_ids[query])) for image in best
         ]
         pictured.append((f"[{kind}] {captions[query]}", found))
         scores.append(row[best].tolist())

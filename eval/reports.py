@@ -46,7 +46,7 @@ def _make_section(results: list[Result], before: dict[str, float] | None, oracle
     to_image = first.direction == "text_to_image"
     query, answer = ("caption", "image") if to_image else ("image", "caption")
     paragraphs = [
-        f"{first.dataset} in {plain_markdown(first.data_dir)}, split {first.split}, {DIRECTIONS[first.direction]}: "
+        f"{_name_data(first)}, split {first.split}, {DIRECTIONS[first.direction]}: "
         f"every {query} of the split queries every {answer} of the split; {first.queries:,} queries, "
         f"{first.gallery:,} {answer}s in the gallery. All figures are in percent."
     ]
@@ -55,7 +55,7 @@ def _make_section(results: list[Result], before: dict[str, float] | None, oracle
     if to_image and oracle is not None:
         rows["oracle"] = {"rank1": oracle}
     # The published figures are those of the whole test split in this direction.
-    published = published_rows(first.dataset) if to_image and first.split == "test" else {}
+    published = published_rows(first.benchmark or first.dataset) if to_image and first.split == "test" else {}
     if published and first.differs:
         paragraphs.append(
             f"This is not the published {first.dataset}, so the published figures cannot be compared with the others: "
@@ -63,6 +63,12 @@ def _make_section(results: list[Result], before: dict[str, float] | None, oracle
             + "."
         )
     return "\n\n".join([*paragraphs, format_table(rows | published)])
+
+
+def _name_data(result: Result) -> str:
+    """Names a data set; a folder or a data set of the Hub has no other place than its name."""
+    folder = result.data_dir if Path(result.data_dir).name != result.dataset else ""
+    return plain_markdown(result.dataset) + (f" in {plain_markdown(folder)}" if folder else "")
 
 
 def make_model_index(results: Sequence[Result]) -> str:

@@ -16,9 +16,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ..configuration_eccl import checkpoint_kind
-from ..dataset_scripts import BENCHMARKS
-from ..dataset_scripts.annotations import SPLITS
-from ..dataset_scripts.base import canonical_split, image_paths, published_differences
+from ..dataset_scripts.base import canonical_split, published_differences
+from ..dataset_scripts.persons import cut_by_person
+from ..dataset_scripts.sources import DataSource, find_benchmark
 from ..dataset_scripts.synthetic import LABELS_FILE
 from ..encoding_eccl import SplitEmbeddings, embed_split
 from ..hub.loading import load_model
@@ -40,13 +40,14 @@ class Benchmark:
     """One split of a data set, ready to be scored.
 
     Args:
-        name: name of the builder, for example `cuhk_pedes`.
-        data_dir: the folder of the data set, as the user named it.
+        name: name of the data set, for example `cuhk_pedes`.
+        data_dir: where it is, as the user named it; empty for a data set of the Hub.
         split: for example `test`, or `test[:10]` for its first ten images.
         dataset: the split itself, one row per image.
         differences: how the size of the split differs from the published one; empty if it does not.
         oracle: the oracle's Rank-1 on this split in percent; `None` if the data set is not synthetic.
         digest: SHA-256 of the split, see [`digest_split`].
+        published: the benchmark whose published figures belong next to those of this split; `None` if there is none.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Benchmark:
     differences: list[str]
     oracle: float | None
     digest: str | None = None
+    published: str | None = None
 
 
 @dataclass(frozen=True)
@@ -112,20 +114,13 @@ def connect_processes() -> PartialState:
     return PartialState(cpu=not torch.accelerator.is_available())
 
 
-def check_names(models: Sequence[str], base: str | None, dataset_names: Sequence[str], split: str) -> None:
-    """Checks that each benchmark exists, and that each model is a checkpoint of a known kind; loads no weights.
+def check_names(models: Sequence[str], base: str | None) -> None:
+    """Checks that each model is a checkpoint of a known kind; loads no weights.
 
     Raises:
-        ValueError: a name is not a benchmark or a split, or a checkpoint is of another kind.
+        ValueError: a checkpoint is of another kind.
         OSError: a checkpoint is not there.
     """
-    for name in dataset_names:
-        if name not in BENCHMARKS:
-            raise ValueError(f"--dataset is {name!r}, it must be one of {', '.join(BENCHMARKS)}")
-    for part in str(canonical_split(split)).split("+"):
-        if part.split("[")[0].strip() not in SPLITS:
-            known = ", ".join(SPLITS)
-            raise ValueError(f"Unknown split in --split {split!r}: give {known}, or a part of one such as test[:100]")
     for name in [*models, *([base] if base else [])]:
         try:
             checkpoint_kind(name)
@@ -134,37 +129,63 @@ def check_names(models: Sequence[str], base: str | None, dataset_names: Sequence
 
 
 def load_benchmarks(
-    names: Sequence[str], data_dirs: Sequence[str], split: str, on_bad_image: str = "error"
+    sources: Sequence[DataSource], split: str, eval_fraction: float | None = None, seed: int = 0
 ) -> list[Benchmark]:
     """Loads one split of each data set; all processes of a launch must call this.
 
     Args:
-        names: names of benchmarks.
-        data_dirs: the folder of each benchmark.
-        split: as `load_dataset` takes it; `validation` means `val`.
-        on_bad_image: `error`, or `skip` to leave unreadable images out with a warning.
+        sources: the data sets.
+        split: name of a split, or a part of one, such as `test[:100]`; `validation` means `val`.
+        eval_fraction: score the persons that a training with the same `eval_fraction` and seed cuts off this split.
+        seed: seed of that training.
 
     Raises:
-        ValueError: a data set has no such split, or the split is empty, or an image cannot be read.
+        ValueError: a data set has faults, or no such split, or the split is empty.
         OSError: a data set is not in its folder.
     """
-    split = canonical_split(split)
     state = connect_processes()
-    builders = [
-        datasets.load_dataset_builder(name, data_dir=data_dir, on_bad_image=on_bad_image)
-        for name, data_dir in zip(names, data_dirs, strict=True)
-    ]
     benchmarks = []
-    for name, data_dir, builder in zip(names, data_dirs, builders, strict=True):
+    for source in sources:
         # The other processes read what the first one has prepared.
         with state.main_process_first():
-            builder.download_and_prepare()
-        dataset = builder.as_dataset(split=split)
-        differences = published_differences(builder.config.layout, split, dataset)
-        oracle = read_oracle(builder.annotation.parent, split)
-        digest = digest_split(dataset)
-        benchmarks.append(Benchmark(name, data_dir, split, dataset, differences, oracle, digest))
+            data = source.load()
+        dataset, name = _take_split(source, data.splits, str(canonical_split(split)))
+        if eval_fraction is not None:
+            dataset = cut_by_person(dataset, eval_fraction, seed)[1]
+            name = f"{name} ({eval_fraction:.0%} of the persons, seed {seed})"
+        is_benchmark = data.layout is not None
+        benchmarks.append(
+            Benchmark(
+                source.title,
+                source.location,
+                name,
+                dataset,
+                published_differences(data.layout, name, dataset) if data.layout else [],
+                read_oracle(data.folder, name) if data.folder else None,
+                digest_split(dataset),
+                source.name if is_benchmark else find_benchmark(name, dataset),
+            )
+        )
     return benchmarks
+
+
+def _take_split(source: DataSource, splits: datasets.DatasetDict, split: str) -> tuple[datasets.Dataset, str]:
+    """Returns a split, or the part of it that a slice such as `[:100]`, `[10:20]` or `[:10%]` names, and its name.
+
+    Raises:
+        ValueError: there is no such split, or the slice is wrong, or no row is in it.
+    """
+    parts = []
+    for part in split.split("+"):
+        name = part.partition("[")[0].strip()
+        if name not in splits:
+            raise ValueError(f"Unknown split in --split {split!r}: {source} has {', '.join(splits)}")
+        slices = datasets.ReadInstruction.from_spec(part.strip()).to_absolute({name: len(splits[name])})
+        parts += [splits[name].select(range(each.from_, each.to)) for each in slices]
+    dataset = datasets.concatenate_datasets(parts)
+    if not len(dataset):
+        raise ValueError(f'Instruction "{split}" corresponds to no data of {source}')
+    return dataset, split
 
 
 def read_oracle(folder: Path, split: str) -> float | None:
@@ -263,6 +284,7 @@ def add_scores(
                 label=settings.label,
                 weights_sha256=digest,
                 data_sha256=benchmark.digest,
+                benchmark=benchmark.published,
             )
             evaluation.results.append(result)
             label = (" (re-ranked)" if reranked else "").join(curve_labels)
@@ -363,8 +385,8 @@ def picture_rankings(ranked: RankedSplit) -> Image.Image:
     embeds, dataset = ranked.embeds, ranked.benchmark.dataset
     similarities = unit_rows(embeds.text_embeds[chosen]) @ unit_rows(embeds.image_embeds).T
     captions = [caption for captions_of_image in dataset["captions"] for caption in captions_of_image]
-    files = image_paths(dataset)
-    return draw_rankings(queries, captions, embeds.query_person_ids, similarities, files, embeds.gallery_person_ids)
+    images = dataset.select_columns("image").cast_column("image", datasets.Image(decode=False))
+    return draw_rankings(queries, captions, embeds.query_person_ids, similarities, images, embeds.gallery_person_ids)
 
 
 __all__ = [

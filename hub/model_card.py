@@ -65,6 +65,7 @@ class Result:
         label: a name for tables that replaces `model`.
         weights_sha256: digest of the model's weights, as they were scored.
         data_sha256: digest of the split, see `digest_split` in fingerprint.py.
+        benchmark: the benchmark whose published figures belong next to these; `None` means that of `dataset`.
     """
 
     model: str
@@ -80,6 +81,7 @@ class Result:
     label: str | None = None
     weights_sha256: str | None = None
     data_sha256: str | None = None
+    benchmark: str | None = None
 
     @property
     def name(self) -> str:
@@ -194,7 +196,7 @@ def make_model_card(
     if facts.dataset:
         sections += ["## Training", _describe_training(facts, base)]
     for result in facts.results:
-        figures = (published or {}).get(result.dataset, {}) if result.split == "test" else {}
+        figures = (published or {}).get(result.benchmark or result.dataset, {}) if result.split == "test" else {}
         sections += ["## Results", _describe_result(result, f"{facts.name}, measured", figures)]
     sections += ["## Intended use and limits", _LIMITS]
     sections += ["## Licence", _LICENCE, "## Citation", _CITATION]
@@ -220,8 +222,8 @@ def _describe_training(facts: Facts, base: str | None) -> str:
 def _describe_result(result: Result, name: str, published: Mapping[str, Mapping[str, float | None]]) -> str:
     """Makes a paragraph about the measurement, and the table with the measured and the published figures."""
     sentences = [
-        f"On {result.dataset}, split {result.split}: {result.queries:,} queries, {result.gallery:,} in the gallery. "
-        "All figures are in percent."
+        f"On {plain_markdown(result.dataset)}, split {result.split}: {result.queries:,} queries, "
+        f"{result.gallery:,} in the gallery. All figures are in percent."
     ]
     if published:
         sentences.append(

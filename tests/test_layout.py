@@ -16,7 +16,17 @@ ROOT_FILES = {
 }
 ROOMS = ("utils", "hub", "dataset_scripts", "training", "search", "eval")
 # For each file, or else for its room: the packages, and the files and rooms of this project, that it may import.
-TRAINING_PACKAGES = {"torch", "transformers", "datasets", "accelerate", "peft", "safetensors", "numpy", "PIL"}
+TRAINING_PACKAGES = {
+    "torch",
+    "transformers",
+    "datasets",
+    "accelerate",
+    "peft",
+    "safetensors",
+    "numpy",
+    "pyarrow",
+    "PIL",
+}
 HUB_PACKAGES = {"torch", "transformers", "huggingface_hub", "numpy", "PIL"}
 ALLOWED = {
     "configuration_eccl.py": {"transformers", "huggingface_hub"},
@@ -30,7 +40,7 @@ ALLOWED = {
     "utils": {"transformers", "PIL", "huggingface_hub", "eccl.processing_eccl", "eccl.utils"},
     "hub": {*HUB_PACKAGES, "peft", *(f"eccl.{name}" for name in ROOT_FILES), "eccl.hub", "eccl.utils"},
     "dataset_scripts": {
-        *("datasets", "PIL", "numpy", "tqdm", "pyarrow", "huggingface_hub", "transformers"),
+        *("datasets", "PIL", "numpy", "tqdm", "pyarrow", "imagehash", "huggingface_hub", "transformers"),
         *("eccl.processing_eccl", "eccl.dataset_scripts", "eccl.hub.publish", "eccl.utils"),
     },
     # The loss of pre-training on the synthetic benchmark is next to its generator.
@@ -51,7 +61,7 @@ ALLOWED = {
     # The metric travels to the Hub by itself.
     "eval/person_retrieval": {"datasets", "evaluate", "numpy"},
     "eval": {
-        *(*HUB_PACKAGES, "datasets", "evaluate", "accelerate", "safetensors", "yaml", "tqdm", "peft"),
+        *(*HUB_PACKAGES, "datasets", "evaluate", "accelerate", "safetensors", "yaml", "tqdm", "peft", "pyarrow"),
         *(f"eccl.{name}" for name in ROOT_FILES),
         *(f"eccl.{room}" for room in ROOMS),
     },

@@ -166,7 +166,8 @@ def test_the_constraints_pin_every_requirement_within_its_bounds():
 
 def test_the_lowest_versions_are_those_of_setup_cfg():
     bounds = lower_bounds()
-    declared = requirements("options", "install_requires") + requirements("options.extras_require", "test")
+    declared = requirements("options", "install_requires")
+    declared += requirements("options.extras_require", "test") + requirements("options.extras_require", "describe")
     assert bounds == {
         requirement.name: part.version
         for requirement in declared

@@ -155,6 +155,9 @@ class ECCLTrainingArguments(TrainingArguments):
         if self.use_cpu:
             # transformers applies ddp_timeout only to accelerators; a process group that exists already is kept.
             PartialState(cpu=True, backend=self.ddp_backend, timeout=timedelta(seconds=self.ddp_timeout))
+        if str(self.eval_strategy) in ("no", "IntervalStrategy.NO"):
+            # Without an evaluation there is no best checkpoint.
+            self.load_best_model_at_end = False
         super().__post_init__()
         self._check_objective()
         self._check_optimisation()

@@ -5,6 +5,7 @@ Each loss is a [`LossTerm`] in the table `LOSS_TERMS`. To add a loss, write one 
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,6 +21,7 @@ from .losses import (
 )
 from .memory import CrossModalMemory
 from .pairs import CaptionPairs
+from .streaming import StreamedPairs
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,8 @@ class LossTerm(nn.Module):
     trains_logit_scale = False
     # Whether `start` needs the features of the training set: one pass over it before the first step.
     needs_start = False
+    # Whether the loss must know all persons or images before the first step. A stream does not give them.
+    needs_training_set = False
 
     def __init__(self, args: ECCLTrainingArguments, pairs: CaptionPairs, dim: int):
         super().__init__()
@@ -123,7 +127,7 @@ class TripletAlignmentTerm(LossTerm):
 class _MemoryTerm(LossTerm):
     """The correspondence losses of a [`~eccl.training.memory.CrossModalMemory`], which follows the training."""
 
-    needs_start = True
+    needs_start = needs_training_set = True
     memory: CrossModalMemory
 
     def rows_of(self, pairs: PairBatch | EncodedTrainingSet) -> torch.Tensor:
@@ -206,6 +210,8 @@ class ProjectionMatchingTerm(LossTerm):
 class IdentityClassificationTerm(LossTerm):
     """Cross entropy over the persons of the training set, with one linear classifier for both modalities (IRRA)."""
 
+    needs_training_set = True
+
     def __init__(self, args: ECCLTrainingArguments, pairs: CaptionPairs, dim: int):
         super().__init__(args, pairs, dim)
         self.classifier = nn.Linear(dim, pairs.num_persons)
@@ -226,7 +232,7 @@ def _make_attribute_term(args: ECCLTrainingArguments, pairs: CaptionPairs, dim: 
 
 
 # Every loss that `losses` of a recipe, or `--losses`, can name. A row makes the term from (args, pairs, dim).
-LOSS_TERMS: dict[str, Callable[[ECCLTrainingArguments, CaptionPairs, int], LossTerm]] = {
+LOSS_TERMS: dict[str, Callable[[ECCLTrainingArguments, Any, int], LossTerm]] = {
     "tal": TripletAlignmentTerm,
     "identity_memory": IdentityMemoryTerm,
     "instance_memory": InstanceMemoryTerm,
@@ -245,11 +251,21 @@ class ECCLObjective(nn.Module):
         args: `loss_weights` names the losses; the rest are their settings.
         pairs: the training set.
         dim: width of the features.
+
+    Raises:
+        ValueError: a loss needs more than a stream gives.
     """
 
-    def __init__(self, args: ECCLTrainingArguments, pairs: CaptionPairs, dim: int):
+    def __init__(self, args: ECCLTrainingArguments, pairs: CaptionPairs | StreamedPairs, dim: int):
         super().__init__()
         self.weights = {name: weight for name, weight in args.loss_weights.items() if weight}
+        if isinstance(pairs, StreamedPairs):
+            needing = [name for name in self.weights if getattr(LOSS_TERMS[name], "needs_training_set", True)]
+            if needing:
+                raise ValueError(
+                    f"losses: {', '.join(needing)} must know all persons and images before the first step, and a "
+                    "stream does not give them: leave it out, for example --losses tal=1"
+                )
         # Each term has its own name as attribute, so that a checkpoint's tensors are named after the losses.
         for name in self.weights:
             self.add_module(name, LOSS_TERMS[name](args, pairs, dim))

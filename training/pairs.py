@@ -5,10 +5,11 @@ from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
+import pyarrow.compute as pc
 import torch
 from torch.utils.data import Dataset
 
-from ..processing_eccl import ECCLProcessor
+from ..processing_eccl import ECCLProcessor, read_image
 from .augmentation import augment_image, drop_words, random_erase
 
 
@@ -33,7 +34,7 @@ class CaptionPairs(Dataset):
     process makes the item, nor on whether the run was resumed.
 
     Args:
-        dataset: a split of one of the builders in `dataset_scripts`.
+        dataset: a split with the columns `image`, `person_id`, `captions` (a list of texts) and `file_path`.
         processor: gives the size of the images and the colour of erased rectangles.
         augment: apply the published augmentation; `False` applies the transforms of evaluation.
         seed: seed of the augmentation.
@@ -47,10 +48,13 @@ class CaptionPairs(Dataset):
 
     def __init__(self, dataset: datasets.Dataset, processor: ECCLProcessor, augment: bool = True, seed: int = 0):
         self.dataset, self.processor, self.augment, self.seed = dataset, processor, augment, seed
-        persons, labels = np.unique(np.asarray(dataset["person_id"]), return_inverse=True)
+        # As Arrow columns: a list of millions of rows would take minutes.
+        columns = dataset.select_columns(["person_id", "captions"]).with_format("arrow")[:]
+        persons, labels = np.unique(columns["person_id"].to_numpy(), return_inverse=True)
         self.num_persons = len(persons)
         self.person_labels = torch.from_numpy(labels)
-        self.captions_per_image = torch.tensor([len(captions) for captions in dataset["captions"]])
+        captions_per_image = pc.list_value_length(columns["captions"]).to_numpy()
+        self.captions_per_image = torch.from_numpy(captions_per_image.astype(np.int64))
         self.image_of_pair = torch.arange(len(dataset)).repeat_interleave(self.captions_per_image)
         first_pair = self.captions_per_image.cumsum(0) - self.captions_per_image
         self.caption_of_pair = torch.arange(len(self.image_of_pair)) - first_pair[self.image_of_pair]
@@ -66,7 +70,7 @@ class CaptionPairs(Dataset):
         caption = record["captions"][int(self.caption_of_pair[drawn.pair])]
         rng = random.Random(f"{self.seed}/{drawn.draw}/{drawn.pair}")
         return {
-            "pixel_values": self._make_pixels(record["image"], rng),
+            "pixel_values": make_pixels(record["image"], self.processor, self.augment, rng),
             "caption": drop_words(caption, rng) if self.augment else caption,
             "image_index": image_index,
             "person_label": int(self.person_labels[image_index]),
@@ -74,14 +78,23 @@ class CaptionPairs(Dataset):
             "is_padding": drawn.is_padding,
         }
 
-    def _make_pixels(self, image: Any, rng: random.Random) -> torch.Tensor:
-        image_processor = self.processor.image_processor
-        if not self.augment:
-            return image_processor(image, return_tensors="pt")["pixel_values"][0]
-        size = image_processor.size
-        image = augment_image(image, size["height"], size["width"], rng)
-        pixels = image_processor(image, do_resize=False, return_tensors="pt")["pixel_values"][0]
-        return random_erase(pixels, image_processor.image_mean, rng)
+
+def make_pixels(image: Any, processor: ECCLProcessor, augment: bool, rng: random.Random) -> torch.Tensor:
+    """Makes the pixel values of a training image, `(channels, height, width)`.
+
+    Args:
+        image: as `read_image` takes it.
+        processor: gives the size, the mean and the deviation.
+        augment: apply the published augmentation; `False` applies the transforms of evaluation.
+        rng: gives the augmentation.
+    """
+    image_processor = processor.image_processor
+    if not augment:
+        return image_processor(read_image(image), return_tensors="pt")["pixel_values"][0]
+    size = image_processor.size
+    image = augment_image(image, size["height"], size["width"], rng)
+    pixels = image_processor(image, do_resize=False, return_tensors="pt")["pixel_values"][0]
+    return random_erase(pixels, image_processor.image_mean, rng)
 
 
 class PairCollator:
@@ -107,4 +120,4 @@ class PairCollator:
         return batch
 
 
-__all__ = ["CaptionPairs", "PairCollator", "PairDraw"]
+__all__ = ["CaptionPairs", "PairCollator", "PairDraw", "make_pixels"]

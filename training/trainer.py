@@ -42,11 +42,12 @@ from .checkpoints import (
     on_interrupt,
     on_sigterm,
 )
-from .fingerprint import describe_run, find_changes, read_run_id, write_run
+from .fingerprint import describe_run, digest_split, find_changes, read_run_id, write_run
 from .monitor import StepMonitor
 from .objective import ECCLObjective, EncodedTrainingSet, PairBatch
 from .pairs import CaptionPairs, PairCollator
 from .samplers import IdentitySampler, PairSampler
+from .streaming import StreamedPairs
 
 _logger = logging.getLogger(__name__)
 OBJECTIVE_FILE = "objective.safetensors"
@@ -72,7 +73,7 @@ class ECCLTrainer(Trainer):
     Args:
         model: its parameters that require a gradient are trained.
         args: see [`ECCLTrainingArguments`]; the trainer works on a copy.
-        train_dataset: the pairs of the training split.
+        train_dataset: the pairs of the training split, or of a stream.
         eval_dataset: a split as `load_dataset` gives it; every caption queries every image.
         **kwargs: as for `Trainer`; `processing_class` is the [`ECCLProcessor`].
     """
@@ -84,7 +85,7 @@ class ECCLTrainer(Trainer):
     model: Any
     processing_class: Any
     train_dataset: Any
-    pairs: CaptionPairs
+    pairs: Any
     objective: ECCLObjective
     # Each checkpoint carries it. A resumed run keeps it.
     run_id: str = ""
@@ -93,7 +94,7 @@ class ECCLTrainer(Trainer):
         self,
         model: ECCLModel | PeftModel,
         args: ECCLTrainingArguments,
-        train_dataset: CaptionPairs,
+        train_dataset: CaptionPairs | StreamedPairs,
         eval_dataset: datasets.Dataset | None = None,
         **kwargs: Any,
     ):
@@ -105,6 +106,8 @@ class ECCLTrainer(Trainer):
             raise ValueError("eval_on_start needs a split to evaluate on, and there is none (eval_strategy is no)")
         self.pairs = train_dataset
         self.objective = ECCLObjective(args, train_dataset, model.config.projection_dim)
+        if isinstance(train_dataset, StreamedPairs):
+            _check_stream(args)
         kwargs.setdefault("data_collator", PairCollator(kwargs["processing_class"]))
         super().__init__(
             model, args, train_dataset=self.objective.wrap_pairs(train_dataset), eval_dataset=eval_dataset, **kwargs
@@ -151,13 +154,15 @@ class ECCLTrainer(Trainer):
         }
         self._skeleton = copy.deepcopy(model, memo)
 
-    def make_sampler(self) -> PairSampler | IdentitySampler:
-        """Makes the sampler of the training pairs.
+    def make_sampler(self) -> PairSampler | IdentitySampler | None:
+        """Makes the sampler of the training pairs; a stream has its own order, and no sampler.
 
         Raises:
             ValueError: a batch needs more persons than the training split has, or more pairs and incomplete batches are
                 dropped.
         """
+        if isinstance(self.pairs, StreamedPairs):
+            return None
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         # Batch i goes to process i modulo the number of processes: this many items in a row are one global batch.
         batch_size = self.args.train_batch_size * self.args.world_size
@@ -195,7 +200,8 @@ class ECCLTrainer(Trainer):
             in_order=self.args.dataloader_in_order,
             worker_init_fn=leave_process_group,
         )
-        return self.accelerator.prepare(loader)
+        # Each process reads its own part of a stream, so there is nothing to divide.
+        return loader if self.sampler is None else self.accelerator.prepare(loader)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Makes Adam over two groups: the LoRA matrices, and everything else that is trained."""
@@ -235,7 +241,7 @@ class ECCLTrainer(Trainer):
         if self.lr_scheduler is None:
             batch_size = self.args.train_batch_size * self.args.world_size
             round_batches = math.floor if self.args.dataloader_drop_last else math.ceil
-            batches = round_batches(len(self.sampler) / batch_size)
+            batches = round_batches(len(self.sampler or ()) / batch_size)
             steps_per_epoch = max(1, math.ceil(batches / self.args.gradient_accumulation_steps))
             num_epochs = math.ceil(num_training_steps / steps_per_epoch)
             self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
@@ -332,7 +338,9 @@ class ECCLTrainer(Trainer):
 
     @functools.cached_property
     def _run(self) -> dict[str, Any]:
-        return describe_run(self.args, self.pairs.dataset, self.model)
+        pairs = self.pairs
+        data = pairs.name if isinstance(pairs, StreamedPairs) else digest_split(pairs.dataset)
+        return describe_run(self.args, data, self.model)
 
     def _check_run(self, checkpoint: Path) -> None:
         """Says where the run continues, and refuses a checkpoint of another run."""
@@ -413,7 +421,8 @@ class ECCLTrainer(Trainer):
 
     def _start_epoch(self) -> None:
         # transformers does not reach the sampler if several processes resume within an epoch.
-        self.sampler.set_epoch(int(self.state.epoch or 0))
+        if self.sampler is not None:
+            self.sampler.set_epoch(int(self.state.epoch or 0))
         self._monitor.start()
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list, Any]:
@@ -624,6 +633,21 @@ class _LoopCallback(TrainerCallback):
         if state.global_step == self._first_step:
             # A run that is resumed after its last step: the evaluation was made before, or was not due.
             control.should_log = control.should_evaluate = control.should_save = False
+
+
+def _check_stream(args: ECCLTrainingArguments) -> None:
+    """Refuses arguments that need the length of the training set."""
+    if args.max_steps < 1:
+        raise ValueError("a stream has no end: give max_steps")
+    if args.sampler != "random":
+        raise ValueError(f"sampler is {args.sampler!r}, but a stream is read in its own order: leave it out")
+    if args.epoch_schedule:
+        raise ValueError(
+            "the published learning rates are stepped per epoch, and a stream has no epochs: give another "
+            "lr_scheduler_type, for example cosine"
+        )
+    if args.eval_strategy != "no":
+        raise ValueError("a stream has no split to evaluate on: give --eval_strategy no, and score with eccl-evaluate")
 
 
 _WORKER_DIED = (

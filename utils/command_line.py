@@ -83,7 +83,7 @@ _SHARED_OPTIONS: dict[str, dict[str, Any]] = {
     "data_dir": {
         "required": True,
         "type": os.path.expanduser,
-        "help": "the benchmark's folder, or the folder that contains it",
+        "help": "folder of a benchmark, or the folder that contains it; folder of a format or of images",
     },
     "output_dir": {"required": True, "type": os.path.expanduser, "help": "folder to write to"},
     "output": {"type": os.path.expanduser, "help": "picture file to write, for example a .png"},
@@ -98,9 +98,30 @@ _SHARED_OPTIONS: dict[str, dict[str, Any]] = {
     "on_bad_image": {
         "choices": ("error", "skip"),
         "default": "error",
-        "help": "error: refuse a benchmark with unreadable images; skip: leave these images out and name them",
+        "help": "error: refuse a data set with unreadable images; skip: leave these images out and name them",
     },
+    "on_bad_caption": {
+        "choices": ("error", "skip"),
+        "default": "error",
+        "help": "error: refuse a data set with captions without a word or of more than 20,000 characters; skip: leave "
+        "these captions out and name them",
+    },
+    "dataset_config": {"help": "configuration of the data set, if it has several"},
+    "revision": {"help": "branch, tag or commit of a data set of the Hub"},
+    "columns": {
+        "nargs": "+",
+        "metavar": "ROLE=COLUMN",
+        "help": "columns that are not named as usual, for example image=img person_id=pid captions=text file_path=name",
+    },
+    "fix_paths": {
+        "action": "store_true",
+        "help": "read the image that a path means although it is written otherwise: backslashes, imgs/ at its start, "
+        "blanks around it, another case of letters, another Unicode form",
+    },
+    "follow_links": {"action": "store_true", "help": "allow images that are links to files outside the data set"},
 }
+# The options that say how a data set is read.
+DATA_OPTIONS = ("dataset_config", "revision", "columns", "on_bad_image", "on_bad_caption", "fix_paths", "follow_links")
 
 
 def add_shared_option(parser: argparse.ArgumentParser, name: str, **changes: Any) -> None:
@@ -112,6 +133,12 @@ def add_shared_option(parser: argparse.ArgumentParser, name: str, **changes: Any
         **changes: keyword arguments of `add_argument` that replace the shared ones, for example `required=False`.
     """
     parser.add_argument(f"--{name}", **(_SHARED_OPTIONS[name] | changes))
+
+
+def add_data_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that say how a data set is read: columns, faults, paths, links."""
+    for name in DATA_OPTIONS:
+        add_shared_option(parser, name)
 
 
 def command(main: Callable[[list[str]], None]) -> Callable[..., None]:
@@ -275,8 +302,10 @@ def tell(message: str = "") -> None:
 
 
 __all__ = [
+    "DATA_OPTIONS",
     "CommandParser",
     "HelpFormatter",
+    "add_data_options",
     "add_shared_option",
     "at_least",
     "command",

@@ -18,7 +18,7 @@ _COLUMNS, _CELL_WIDTH, _IMAGE_HEIGHT, _GAP, _FONT_SIZE, _MAX_LINES = 3, 400, 300
 
 
 def draw_ranked_images(
-    queries: Sequence[tuple[str, Sequence[tuple[Path, bool | None]]]],
+    queries: Sequence[tuple[str, Sequence[tuple[Path | Mapping[str, Any], bool | None]]]],
     height: int = 240,
     scores: Sequence[Sequence[float]] | None = None,
 ) -> Image.Image:
@@ -27,8 +27,9 @@ def draw_ranked_images(
     A sentence of more than four lines is cut.
 
     Args:
-        queries: for each query its sentence and the images found. Each image has `True` if it shows the right person
-            (green frame), `False` if it does not (red frame), `None` if that is unknown (no frame).
+        queries: for each query its sentence and the images found, as `read_image` takes them. Each image has `True` if
+            it shows the right person (green frame), `False` if it does not (red frame), `None` if that is unknown (no
+            frame).
         height: height of each image on the sheet, in pixels; the width is a third of it.
         scores: for each query one number per image, written below the image.
     """
@@ -45,9 +46,9 @@ def draw_ranked_images(
     for number, (_, found) in enumerate(queries):
         top = image_tops[number]
         sentences[number].draw(draw, gap, top - sentences[number].height - gap)
-        for rank, (path, is_right) in enumerate(found):
+        for rank, (image, is_right) in enumerate(found):
             left = gap + rank * (width + gap)
-            sheet.paste(read_image(path).resize((width, height)), (left, top))
+            sheet.paste(read_image(image).resize((width, height)), (left, top))
             if is_right is not None:
                 box = (left - 3, top - 3, left + width + 2, top + height + 2)
                 draw.rectangle(box, outline=_GREEN if is_right else _RED, width=4)

@@ -69,10 +69,10 @@ def read_attribute_labels(dataset: datasets.Dataset) -> tuple[list[torch.Tensor]
         FileNotFoundError: the benchmark is not a synthetic one.
         ValueError: the file of the labels is damaged, or is another benchmark's.
     """
-    first_image = Path(image_paths(dataset.select([0]))[0])
-    # The image's path is <benchmark>/imgs/<file_path>.
-    folder = first_image.parents[len(Path(dataset[0]["file_path"]).parts)]
-    file = folder / LABELS_FILE
+    first_image = Path(image_paths(dataset.select([0]))[0] or "")
+    # The image's path is <benchmark>/imgs/<file_path>. The images of a Parquet file have no such path.
+    parents, depth = first_image.parents, len(Path(dataset[0]["file_path"]).parts)
+    file = (parents[depth] if len(parents) > depth else Path()) / LABELS_FILE
     if not file.is_file():
         raise FileNotFoundError(
             f"{file} is missing: the attribute loss needs it, and only the synthetic benchmark has it"

@@ -1,11 +1,16 @@
 """Measures how fast a benchmark is loaded, with every check and again from the cache, and how fast it feeds training.
 
 python -m eccl.eval.benchmarks.data --dataset cuhk_pedes --data_dir DIR
+python -m eccl.eval.benchmarks.data --rows 1000000 --data_dir DIR
 
-Each measurement runs in a new process, so that its peak memory is not that of another one. The cache is a new folder.
+The second form draws a Parquet data set of that many rows with small pictures in DIR, if it is not there, and measures
+how long a training takes that ends after its first step: at the first load, at the second, and from a stream. Each
+measurement runs in a new process, so that its peak memory is not that of another one. The cache is a new folder.
 """
 
 import argparse
+import importlib
+import io
 import json
 import resource
 import statistics
@@ -14,10 +19,13 @@ import sys
 import tempfile
 import time
 from itertools import pairwise
+from pathlib import Path
 
 from ...utils.command_line import CommandParser, add_shared_option, at_least, command, say
+from ...utils.files import complete_folder
 
 _BATCH_SIZE = 128
+_ROWS_PER_SHARD = 50_000
 
 
 def time_load(dataset: str, data_dir: str, cache_dir: str) -> dict[str, float]:
@@ -84,11 +92,70 @@ def time_pairs(dataset: str, data_dir: str, cache_dir: str, num_workers: int, ba
     return {"pairs_per_second": statistics.median(rates), "slowest": min(rates), "fastest": max(rates)}
 
 
+def write_rows(folder: Path, rows: int) -> None:
+    """Writes a Parquet data set with small pictures: four images of a person, two captions of an image.
+
+    Args:
+        folder: new folder; it gets `data/train-*.parquet`.
+        rows: number of images. There are at most 10,000 different pictures.
+    """
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    pictures = []
+    for _ in range(min(rows, 10_000)):
+        file = io.BytesIO()
+        noise = Image.fromarray(rng.integers(0, 256, (12, 4, 3), dtype=np.uint8))
+        noise.resize((32, 96)).save(file, "JPEG", quality=60)
+        pictures.append(file.getvalue())
+    shards = max(1, rows // _ROWS_PER_SHARD)
+    with complete_folder(folder) as unfinished:
+        (unfinished / "data").mkdir(parents=True)
+        for shard, numbers in enumerate(np.array_split(np.arange(rows), shards)):
+            images = [{"bytes": pictures[number % len(pictures)], "path": None} for number in numbers.tolist()]
+            captions = [
+                [f"A person with bag number {number} walks by.", f"Somebody wears coat number {number % 977}."]
+                for number in numbers.tolist()
+            ]
+            table = pa.table(
+                {
+                    "image": images,
+                    "person_id": numbers // 4,
+                    "captions": captions,
+                    "file_path": [f"{number // 1000:05d}/{number:08d}.jpg" for number in numbers.tolist()],
+                }
+            )
+            pq.write_table(
+                table, unfinished / "data" / f"train-{shard:05d}-of-{shards:05d}.parquet", row_group_size=1_000
+            )
+
+
+def time_start(data_dir: str, cache_dir: str, streaming: bool) -> dict[str, float]:
+    """Measures the seconds of a training on `data_dir` that ends after its first step, with TAL as its only loss."""
+    import datasets
+
+    datasets.config.HF_DATASETS_CACHE = cache_dir
+    root = Path(__file__).parents[2]
+    words = ["--dataset_name", data_dir, "--init_from", str(root / "assets" / "synthetic-backbone")]
+    words += ["--output_dir", str(Path(cache_dir) / "run"), "--overwrite", "True", "--losses", "tal=1"]
+    words += ["--max_steps", "1", "--lr_scheduler_type", "cosine", "--eval_strategy", "no", "--save_strategy", "no"]
+    words += ["--per_device_train_batch_size", "32", "--dataloader_num_workers", "0", "--use_cpu", "True"]
+    start = time.perf_counter()
+    # The command is no part of the package's rooms, so it is started as a module.
+    importlib.import_module("eccl.train_eccl").main([*words, "--streaming", str(streaming)])
+    return {"seconds": time.perf_counter() - start}
+
+
 def run_measurement(options: argparse.Namespace) -> None:
     """Runs the measurement `options.measure` in this process, and prints the result as JSON for the parent process."""
     source = options.dataset, options.data_dir, options.cache_dir
     if options.measure == "load":
         result = time_load(*source)
+    elif options.measure in ("start", "stream"):
+        result = time_start(options.data_dir, options.cache_dir, options.measure == "stream")
     else:
         result = time_pairs(*source, options.num_workers, options.batches)
     peaks = [resource.getrusage(who).ru_maxrss / 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
@@ -99,12 +166,14 @@ def _measure_in_new_process(measurement: str, options: argparse.Namespace, cache
     words = [sys.executable, "-m", "eccl.eval.benchmarks.data", "--measure", measurement, "--cache_dir", cache_dir]
     for name in ("dataset", "data_dir", "num_workers", "batches"):
         words += [f"--{name}", str(getattr(options, name))]
+    start = time.perf_counter()
     done = subprocess.run(words, stdout=subprocess.PIPE, text=True)
+    seconds = time.perf_counter() - start
     if done.returncode == 2:
         # The process has reported the user's mistake on stderr.
         sys.exit(2)
     done.check_returncode()
-    return json.loads(done.stdout.splitlines()[-1])
+    return json.loads(done.stdout.splitlines()[-1]) | {"wall_seconds": seconds}
 
 
 def make_parser() -> CommandParser:
@@ -117,10 +186,29 @@ def make_parser() -> CommandParser:
     add_shared_option(parser, "data_dir")
     add_shared_option(parser, "num_workers", default=2, help="number of worker processes that make training pairs")
     parser.add_argument("--batches", type=at_least(3), default=60, help="number of batches of 128 pairs to measure")
+    parser.add_argument(
+        "--rows", type=at_least(1_000), help="draw and measure a Parquet data set of this many rows, not a benchmark"
+    )
     # For the processes that this command starts.
-    parser.add_argument("--measure", choices=("load", "pairs"), help=argparse.SUPPRESS)
+    parser.add_argument("--measure", choices=("load", "pairs", "start", "stream"), help=argparse.SUPPRESS)
     parser.add_argument("--cache_dir", help=argparse.SUPPRESS)
     return parser
+
+
+def measure_rows(options: argparse.Namespace) -> None:
+    """Measures the start of a training on a large Parquet data set, and prints the figures."""
+    folder = Path(options.data_dir).absolute()
+    if not (folder / "data").is_dir():
+        say(f"drawing {options.rows:,} rows in {folder}")
+        write_rows(folder, options.rows)
+    with tempfile.TemporaryDirectory() as cache_dir:
+        for name, measurement in (("first load", "start"), ("second load", "start"), ("stream", "stream")):
+            say(f"training one step: {name}")
+            figures = _measure_in_new_process(measurement, options, cache_dir)
+            print(
+                f"{name:34} {figures['wall_seconds']:8.1f} s   peak memory {figures['peak_mib']:6.0f} MiB",
+                flush=True,
+            )
 
 
 @command
@@ -128,6 +216,9 @@ def main(arguments: list[str]) -> None:
     options = make_parser().parse_args(arguments)
     if options.measure:
         run_measurement(options)
+        return
+    if options.rows:
+        measure_rows(options)
         return
     needed = 3 * max(1, options.num_workers)
     if options.batches < needed:

@@ -10,7 +10,8 @@ from pages import SETTINGS
 
 def lower_bounds() -> dict[str, str]:
     """Returns the lower bound of each requirement of the package and of its tests that has one."""
-    requirements = SETTINGS["options"]["install_requires"] + SETTINGS["options.extras_require"]["test"]
+    extras = SETTINGS["options.extras_require"]
+    requirements = "\n".join([SETTINGS["options"]["install_requires"], extras["test"], extras["describe"]])
     bounds = dict(re.findall(r"^([\w.-]+)[^\n#]*?>=([\w.]+)", requirements, flags=re.MULTILINE))
     del bounds["torch"]
     return bounds

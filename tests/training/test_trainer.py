@@ -14,6 +14,7 @@ import yaml
 from peft import PeftModel
 from transformers import AutoModel, AutoProcessor, CLIPConfig, CLIPModel, CLIPTokenizer, Trainer, TrainingArguments
 
+from eccl.dataset_scripts.sources import choose_splits
 from eccl.eval.benchmarks.training import peak_of_a_step
 from eccl.hub.adapter import load_adapter
 from eccl.modeling_eccl import ECCLModel
@@ -45,8 +46,9 @@ def test_a_set_with_a_train_split_alone_trains_without_evaluation(make_raw, back
         record["split"] = "train"
     (root / "reid_raw.json").write_text(json.dumps(records))
     with pytest.raises(ValueError, match="has no test split, only train"):
-        tune(backbone, root, tmp_path / "out", "--max_steps 1")
-    tune(backbone, root, tmp_path / "out", "--max_steps 1 --eval_strategy no --load_best_model_at_end False")
+        tune(backbone, root, tmp_path / "out", "--max_steps 1 --eval_split test")
+    # Without an evaluation there is no best model to load.
+    tune(backbone, root, tmp_path / "out", "--max_steps 1 --eval_strategy no")
     assert (tmp_path / "out" / "model.safetensors").is_file()
     assert "evaluating on" not in capsys.readouterr().out
 
@@ -290,7 +292,7 @@ def test_bad_arguments_are_named(changes, message, tmp_path):
 
 def test_wrong_data_is_refused_before_anything_is_trained(benchmark, tmp_path):
     for words, message in (
-        ("--dataset_name market", "dataset.name: invalid choice: 'market'"),
+        ("--dataset_name market", "dataset_name is 'market', it must be one of cuhk_pedes, .*, a file, a folder"),
         ("--dataset_name cuhk_pedes --eval_split query", "has no query split, only train, val, test"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -336,9 +338,9 @@ def test_a_batch_with_more_persons_than_there_are_is_refused_before_anything_is_
 
 
 def test_the_split_to_evaluate_on_goes_by_either_name(benchmark):
-    data = train_eccl.DataArguments(dataset_name="cuhk_pedes", data_dir=str(benchmark))
+    source = train_eccl.DataArguments(dataset_name="cuhk_pedes", data_dir=str(benchmark)).make_source()
     for name in ("val", "validation", None):
-        splits = train_eccl.load_splits(data, name, evaluated=True)
+        splits = choose_splits(source, eval_split=name)
         assert splits.eval_split == "val" and len(splits.evaluation) == 4
 
 

@@ -1,0 +1,357 @@
+"""Data sets whose images are inside (Parquet, the Hub, ...): finds the columns, checks all rows, and joins images.
+
+The rows become those of the benchmarks' builders, see [`~eccl.dataset_scripts.base.FEATURES`].
+"""
+
+import hashlib
+import json
+import warnings
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets.table import InMemoryTable
+from tqdm.auto import tqdm
+
+from ..utils.files import complete_file
+from .base import FEATURES
+from .columns import find_columns
+from .faults import find_person_faults, find_text_faults
+from .messages import format_problems, shorten
+from .persons import number_persons
+from .records import Checks
+
+_BATCH = 1_000
+
+
+@dataclass
+class _Faults:
+    """The faults of a split.
+
+    Attributes:
+        problems: a line for each fault that is never skipped.
+        images: a line for each row whose image cannot be used.
+        captions: a line for each caption that cannot be used, by its number among the captions of all rows.
+    """
+
+    problems: list[str] = field(default_factory=list)
+    images: dict[int, str] = field(default_factory=dict)
+    captions: dict[int, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """The columns of a split without its images.
+
+    Attributes:
+        persons: the person of each row, as it is stored.
+        captions: the captions of all rows, one after the other.
+        lengths: `(rows,)`: the number of captions of each row.
+        paths: the path of each row; `None` if no column has paths.
+    """
+
+    persons: list[Any]
+    captions: pa.Array
+    lengths: np.ndarray
+    paths: pa.Array | None
+
+
+def prepare_tables(
+    splits: Mapping[str, datasets.Dataset], source: str, columns: Mapping[str, str], checks: Checks, cache_dir: Path
+) -> tuple[datasets.DatasetDict, list[str]]:
+    """Makes the rows of a data set those of the benchmarks' builders.
+
+    Rows of the same image are joined: those with the same path if there is a column of paths, else those with the same
+    bytes, if each row has one caption.
+
+    Args:
+        splits: the splits, as the library loads them.
+        source: name of the data set, for messages.
+        columns: the columns that are not named as usual, by role.
+        checks: what happens to faulty images and captions.
+        cache_dir: folder that keeps the result of the checks, so that they run once.
+
+    Returns:
+        The splits, and a line for each caption that was left out.
+
+    Raises:
+        ValueError: a column is missing or has a wrong type, or rows have faults; the message has the first 20 of them.
+    """
+    roles = {
+        split: find_roles(dataset.features, columns, f"{source}, split {split},") for split, dataset in splits.items()
+    }
+    splits = {split: dataset.cast_column(roles[split]["image"], datasets.Image()) for split, dataset in splits.items()}
+    parts = {split: _read_columns(dataset, roles[split]) for split, dataset in splits.items()}
+    faults = _recall_or_check(splits, roles, parts, checks, cache_dir)
+    problems = [line for each in faults.values() for line in each.problems]
+    for name, choice in (("images", checks.on_bad_image), ("captions", checks.on_bad_caption)):
+        lines = [line for each in faults.values() for line in getattr(each, name).values()]
+        if choice == "error":
+            problems += lines
+        elif lines:
+            warnings.warn(f"{source}: {len(lines)} {name} are left out: {format_problems(lines)}", stacklevel=3)
+    if problems:
+        raise ValueError(f"{source}: {len(problems)} problems: {format_problems(problems)}")
+    numbers = number_persons(person for part in parts.values() for person in part.persons)
+    prepared = datasets.DatasetDict(
+        {
+            datasets.NamedSplit(split): _assemble(split, dataset, roles[split], parts[split], faults[split], numbers)
+            for split, dataset in splits.items()
+        }
+    )
+    return prepared, [line for each in faults.values() for line in each.captions.values()]
+
+
+def find_roles(features: datasets.Features, columns: Mapping[str, str], source: str) -> dict[str, str]:
+    """Finds the column of each role, by its name, and by its type if there is one column of images.
+
+    Raises:
+        ValueError: a column is missing, or has a wrong type.
+    """
+    schema = features.arrow_schema
+    images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
+    if len(images) == 1:
+        columns = {"image": images[0], **columns}
+    roles = find_columns(list(features), columns, source)
+    allowed = {
+        "image": (_is_image, "a picture (the images of this data set must be inside it, not named by a path)"),
+        "person_id": (_is_person, "a whole number or a text"),
+        "captions": (lambda type_: _is_text(type_) or _is_text_list(type_), "a text or a list of texts"),
+        "file_path": (_is_text, "a text"),
+    }
+    problems = []
+    for role, (fits, needed) in allowed.items():
+        if role in roles:
+            type_ = schema.field(roles[role]).type
+            if not fits(type_):
+                problems.append(f"column {roles[role]} ({role}) has type {type_}, it must be {needed}")
+    if problems:
+        raise ValueError(f"{source} cannot be used: {'; '.join(problems)}")
+    return roles
+
+
+def _is_text(type_: pa.DataType) -> bool:
+    return pa.types.is_string(type_) or pa.types.is_large_string(type_)
+
+
+def _is_text_list(type_: pa.DataType) -> bool:
+    return (pa.types.is_list(type_) or pa.types.is_large_list(type_)) and _is_text(type_.value_type)
+
+
+def _is_person(type_: pa.DataType) -> bool:
+    return _is_text(type_) or pa.types.is_integer(type_) or pa.types.is_floating(type_)
+
+
+def _is_image(type_: pa.DataType) -> bool:
+    if pa.types.is_struct(type_):
+        return {type_.field(index).name for index in range(type_.num_fields)} == {"bytes", "path"}
+    return pa.types.is_binary(type_) or pa.types.is_large_binary(type_)
+
+
+def _read_columns(dataset: datasets.Dataset, roles: Mapping[str, str]) -> _Columns:
+    names = [roles[role] for role in ("person_id", "captions", "file_path") if role in roles]
+    table = dataset.select_columns(list(dict.fromkeys(names))).with_format("arrow")[:].combine_chunks()
+    captions = _only_chunk(table[roles["captions"]])
+    if _is_text(captions.type):
+        lengths = np.ones(len(captions), dtype=np.int64)
+    else:
+        # A row without captions counts as a row with an empty list.
+        lengths = pc.fill_null(pc.list_value_length(captions), 0).to_numpy(zero_copy_only=False).astype(np.int64)
+        captions = captions.flatten()
+    paths = _only_chunk(table[roles["file_path"]]) if "file_path" in roles else None
+    persons = table[roles["person_id"]].to_pylist()
+    # pandas turns whole numbers into floats if one of them is missing.
+    persons = [int(each) if isinstance(each, float) and each.is_integer() else each for each in persons]
+    return _Columns(persons, captions.cast(pa.string()), lengths, None if paths is None else paths.cast(pa.string()))
+
+
+def _only_chunk(column: pa.ChunkedArray) -> pa.Array:
+    return column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
+
+
+def _recall_or_check(
+    splits: Mapping[str, datasets.Dataset],
+    roles: Mapping[str, Mapping[str, str]],
+    parts: Mapping[str, _Columns],
+    checks: Checks,
+    cache_dir: Path,
+) -> dict[str, _Faults]:
+    """Checks all rows, or reads what an earlier call has found in the same rows."""
+    digest = hashlib.sha256(repr((sorted(roles.items()), checks)).encode())
+    for source in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(source.read_bytes())
+    for split, dataset in splits.items():
+        digest.update(f"{split} {dataset._fingerprint}".encode())
+    known = cache_dir / "eccl-checked-images" / f"{digest.hexdigest()}.json"
+    if known.is_file():
+        content = json.loads(known.read_text(encoding="utf-8"))
+        return {
+            split: _Faults(
+                found["problems"],
+                *({int(n): line for n, line in found[name].items()} for name in ("images", "captions")),
+            )
+            for split, found in content.items()
+        }
+    faults = {split: _check_split(split, dataset, roles[split], parts[split]) for split, dataset in splits.items()}
+    with complete_file(known) as file:
+        file.write_text(json.dumps({split: vars(found) for split, found in faults.items()}), encoding="utf-8")
+    return faults
+
+
+def _check_split(split: str, dataset: datasets.Dataset, roles: Mapping[str, str], part: _Columns) -> _Faults:
+    faults = _Faults()
+    for row, person in enumerate(part.persons):
+        faults.problems += [
+            f"{split} record {row}: {fault}" for fault in find_person_faults(person, roles["person_id"])
+        ]
+    first_caption = np.cumsum(part.lengths) - part.lengths
+    is_list = not _is_text(dataset.data.schema.field(roles["captions"]).type)
+    for row in np.flatnonzero(part.lengths == 0).tolist():
+        faults.problems.append(f"{split} record {row}: {roles['captions']} is empty, it must have at least one caption")
+    row_of_caption = np.repeat(np.arange(len(part.lengths)), part.lengths)
+    position = 0
+    for start in range(0, len(part.captions), _BATCH):
+        for caption in part.captions.slice(start, _BATCH).to_pylist():
+            row = int(row_of_caption[position])
+            index = f"[{position - first_caption[row]}]" if is_list else ""
+            for fault in find_text_faults(caption, f"{roles['captions']}{index}"):
+                faults.captions[position] = f"{split} record {row}: {fault}"
+            position += 1
+    faults.images = dict(_find_bad_images(split, dataset, roles["image"]))
+    return faults
+
+
+def _find_bad_images(split: str, dataset: datasets.Dataset, column: str) -> Iterator[tuple[int, str]]:
+    """Decodes every image completely; yields the row and a line for each that cannot be used."""
+    # Imported here: the module needs transformers, which takes seconds.
+    from ..processing_eccl import read_image
+
+    def check(image: Any) -> str | None:
+        if image is None or (image["bytes"] is None and image["path"] is None):
+            return "is missing"
+        try:
+            read_image(image)
+        except ValueError as error:
+            return f"cannot be decoded: {shorten(str(error.__cause__ or error))}"
+        return None
+
+    undecoded = dataset.select_columns(column).cast_column(column, datasets.Image(decode=False))
+    with (
+        ThreadPoolExecutor() as pool,
+        tqdm(total=len(dataset), desc=f"checking images of {split}", unit="image", leave=False) as bar,
+    ):
+        for start in range(0, len(dataset), _BATCH):
+            images = undecoded[start : start + _BATCH][column]
+            for row, problem in enumerate(pool.map(check, images), start=start):
+                if problem is not None:
+                    yield row, f"{split} record {row}: {column} {problem}"
+            bar.update(len(images))
+
+
+def _assemble(
+    split: str,
+    dataset: datasets.Dataset,
+    roles: Mapping[str, str],
+    part: _Columns,
+    faults: _Faults,
+    numbers: Mapping[Any, int],
+) -> datasets.Dataset:
+    """Makes the rows of a split, without the faulty images and captions, the rows of an image joined."""
+    row_of_caption = np.repeat(np.arange(len(part.lengths)), part.lengths)
+    keep = np.ones(len(part.captions), dtype=bool)
+    keep[list(faults.captions)] = False
+    keep &= ~np.isin(row_of_caption, list(faults.images))
+    lengths = np.bincount(row_of_caption[keep], minlength=len(part.lengths))
+    rows = np.flatnonzero(lengths)
+    if not len(rows):
+        raise ValueError(f"no row of split {split} can be read")
+    image_of_row = _find_images(dataset, roles, part, rows)
+    # The captions of an image follow each other, in the order of the rows.
+    image_of_caption = np.full(len(part.lengths), -1)
+    image_of_caption[rows] = image_of_row
+    kept = np.flatnonzero(keep)
+    kept = kept[np.argsort(image_of_caption[row_of_caption[kept]], kind="stable")]
+    counts = np.bincount(image_of_row, weights=lengths[rows]).astype(np.int64)
+    first_rows = rows[np.unique(image_of_row, return_index=True)[1]]
+    _require_one_person(split, part, rows, image_of_row, first_rows)
+    offsets = pa.array(np.concatenate([[0], np.cumsum(counts)]), pa.int32())
+    persons = [part.persons[row] for row in first_rows.tolist()]
+    # A row without a path gets a name that no other row has.
+    paths = part.paths.take(pa.array(first_rows)) if part.paths is not None else None
+    names = [f"{split}/{number:07d}" for number in range(len(first_rows))] if paths is None else paths
+    table = pa.table(
+        {
+            "person_id": pa.array([numbers.get(person, person) for person in persons], pa.int32()),
+            "image_id": pa.array(np.arange(len(first_rows)), pa.int32()),
+            "captions": pa.ListArray.from_arrays(offsets, part.captions.take(pa.array(kept))),
+            "file_path": pa.array(names, pa.string()) if isinstance(names, list) else names,
+        }
+    )
+    images = dataset.select_columns(roles["image"])
+    if roles["image"] != "image":
+        images = images.rename_column(roles["image"], "image")
+    if len(first_rows) != len(dataset) or (np.diff(first_rows) != 1).any():
+        images = images.select(first_rows)
+    others = datasets.Dataset(InMemoryTable(table), fingerprint=_digest_table(table))
+    joined = datasets.concatenate_datasets([images, others], axis=1)
+    return joined.cast(FEATURES) if joined.features != FEATURES else joined
+
+
+def _digest_table(table: pa.Table) -> str:
+    digest = hashlib.sha256()
+    for batch in table.to_batches():
+        with pa.BufferOutputStream() as stream:
+            with pa.ipc.new_stream(stream, batch.schema) as writer:
+                writer.write_batch(batch)
+            digest.update(stream.getvalue())
+    return digest.hexdigest()[:32]
+
+
+def _find_images(dataset: datasets.Dataset, roles: Mapping[str, str], part: _Columns, rows: np.ndarray) -> np.ndarray:
+    """Returns the image of each of `rows`, numbered from 0 in the order of their first row."""
+    if part.paths is not None:
+        keys = part.paths.take(pa.array(rows))
+    elif (part.lengths == 1).all():
+        keys = pa.array(_digest_images(dataset.select_columns(roles["image"]), roles["image"]))
+        keys = keys.take(pa.array(rows))
+    else:
+        return np.arange(len(rows))
+    return keys.dictionary_encode().indices.to_numpy(zero_copy_only=False)
+
+
+def _digest_images(dataset: datasets.Dataset, column: str) -> list[bytes | str]:
+    """Returns a key of each image: the digest of its bytes, or its path."""
+    undecoded = dataset.cast_column(column, datasets.Image(decode=False))
+    keys: list[bytes | str] = []
+    for start in range(0, len(dataset), _BATCH):
+        for image in undecoded[start : start + _BATCH][column]:
+            content = (image or {}).get("bytes")
+            path = str((image or {}).get("path")).encode("utf-8", "surrogateescape")
+            keys.append(hashlib.sha256(path if content is None else content).digest())
+    return keys
+
+
+def _require_one_person(
+    split: str, part: _Columns, rows: np.ndarray, image_of_row: np.ndarray, first_rows: np.ndarray
+) -> None:
+    if len(first_rows) == len(rows):
+        return
+    problems = []
+    for row, image in zip(rows.tolist(), image_of_row.tolist(), strict=True):
+        first = int(first_rows[image])
+        if part.persons[row] != part.persons[first]:
+            problems.append(
+                f"{split} record {row} has the image of record {first}, but the person {shorten(part.persons[row])} in "
+                f"place of {shorten(part.persons[first])}"
+            )
+    if problems:
+        raise ValueError(f"{len(problems)} problems: {format_problems(problems)}")
+
+
+__all__ = ["prepare_tables"]
