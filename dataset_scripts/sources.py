@@ -194,6 +194,8 @@ class DataSource:
             raise ValueError(f"fix_paths and follow_links do not apply to {self}: its images are not named by paths")
         if path is not None or self.name in _PACKAGED_DATASETS_MODULES:
             self._refuse("a folder", "revision")
+            if path is None and self.data_dir is None:
+                raise ValueError(f"data_dir is missing: {self.name} needs the folder of its files")
         name = str(path) if path is not None else self.name
         with self._naming_errors():
             return datasets.load_dataset_builder(name, self.config, data_dir=self.data_dir, revision=self.revision)

@@ -101,7 +101,7 @@ def prepare_tables(
     numbers = number_persons(person for part in parts.values() for person in part.persons)
     prepared = datasets.DatasetDict(
         {
-            datasets.NamedSplit(split): _assemble(split, dataset, roles[split], parts[split], faults[split], numbers)
+            str(split): _assemble(split, dataset, roles[split], parts[split], faults[split], numbers)
             for split, dataset in splits.items()
         }
     )
