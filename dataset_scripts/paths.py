@@ -53,16 +53,17 @@ def find_variants(missing: Iterable[str], root: Path, follow_links: bool = False
 
 
 def walk_files(root: Path, follow_links: bool = False) -> Iterator[str]:
-    """Yields the path of each file below a folder, relative to it, in a fixed order; with `follow_links`, each linked
-    folder is entered once."""
-    entered = {os.path.realpath(root)}
+    """Yields the path of each file below a folder, relative to it, in a fixed order.
+
+    With `follow_links`, linked folders are entered, but not those that contain the link itself.
+    """
     for folder, subfolders, files in os.walk(root, followlinks=follow_links):
         subfolders.sort()
-        if follow_links:
-            targets = {name: os.path.realpath(os.path.join(folder, name)) for name in subfolders}
-            subfolders[:] = [name for name in subfolders if targets[name] not in entered]
-            entered.update(targets.values())
         start = os.path.relpath(folder, root)
+        if follow_links and any(os.path.islink(os.path.join(folder, name)) for name in subfolders):
+            parents = [Path(root, start), *Path(root, start).parents]
+            around = {os.path.realpath(parent) for parent in parents}
+            subfolders[:] = [name for name in subfolders if os.path.realpath(os.path.join(folder, name)) not in around]
         for name in sorted(files):
             yield name if start == "." else os.path.join(start, name)
 

@@ -16,10 +16,10 @@ import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from datasets.table import InMemoryTable
+from datasets.table import MemoryMappedTable
 from tqdm.auto import tqdm
 
-from ..utils.files import complete_file
+from ..utils.files import complete_folder
 from .base import FEATURES
 from .columns import find_columns
 from .faults import find_person_faults, find_text_faults
@@ -28,6 +28,7 @@ from .persons import number_persons
 from .records import Checks
 
 _BATCH = 1_000
+_FAULTS_FILE = "faults.json"
 
 
 @dataclass
@@ -87,25 +88,78 @@ def prepare_tables(
         split: find_roles(dataset.features, columns, f"{source}, split {split},") for split, dataset in splits.items()
     }
     splits = {split: dataset.cast_column(roles[split]["image"], datasets.Image()) for split, dataset in splits.items()}
-    parts = {split: _read_columns(dataset, roles[split]) for split, dataset in splits.items()}
-    faults = _recall_or_check(splits, roles, parts, checks, cache_dir)
-    problems = [line for each in faults.values() for line in each.problems]
-    for name, choice in (("images", checks.on_bad_image), ("captions", checks.on_bad_caption)):
-        lines = [line for each in faults.values() for line in getattr(each, name).values()]
-        if choice == "error":
-            problems += lines
-        elif lines:
-            warnings.warn(f"{source}: {len(lines)} {name} are left out: {format_problems(lines)}", stacklevel=3)
+    digest = _digest(splits, roles, checks)
+    folder = cache_dir / "eccl-checked-tables" / digest
+    if not folder.is_dir():
+        with complete_folder(folder) as unfinished:
+            _check_and_write(splits, roles, checks, unfinished)
+    content = json.loads((folder / _FAULTS_FILE).read_text(encoding="utf-8"))
+    problems = content["problems"]
     if problems:
         raise ValueError(f"{source}: {len(problems)} problems: {format_problems(problems)}")
-    numbers = number_persons(person for part in parts.values() for person in part.persons)
-    prepared = datasets.DatasetDict(
-        {
-            str(split): _assemble(split, dataset, roles[split], parts[split], faults[split], numbers)
-            for split, dataset in splits.items()
-        }
-    )
-    return prepared, [line for each in faults.values() for line in each.captions.values()]
+    for name in ("images", "captions"):
+        if lines := content[name]:
+            warnings.warn(f"{source}: {len(lines)} {name} are left out: {format_problems(lines)}", stacklevel=3)
+    prepared = datasets.DatasetDict()
+    for number, (split, dataset) in enumerate(splits.items()):
+        others = datasets.Dataset(
+            MemoryMappedTable.from_file(str(folder / f"{number}.arrow")), fingerprint=f"{digest[:32]}-{number}"
+        )
+        prepared[split] = _join(dataset, roles[split]["image"], others, content["rows"][split])
+    return prepared, content["captions"]
+
+
+def _digest(splits: Mapping[str, datasets.Dataset], roles: Mapping[str, Mapping[str, str]], checks: Checks) -> str:
+    """Returns a digest of everything that the result of the checks depends on."""
+    digest = hashlib.sha256(repr((sorted(roles.items()), checks)).encode())
+    for source in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(source.read_bytes())
+    for split, dataset in splits.items():
+        digest.update(f"{split} {dataset._fingerprint}".encode())
+    return digest.hexdigest()
+
+
+def _check_and_write(
+    splits: Mapping[str, datasets.Dataset],
+    roles: Mapping[str, Mapping[str, str]],
+    checks: Checks,
+    folder: Path,
+) -> None:
+    """Checks all rows, and writes what was found, and the columns without the images of each split as `N.arrow`."""
+    parts = {split: _read_columns(dataset, roles[split]) for split, dataset in splits.items()}
+    faults = {split: _check_split(split, dataset, roles[split], parts[split]) for split, dataset in splits.items()}
+    content: dict[str, Any] = {"problems": [line for each in faults.values() for line in each.problems], "rows": {}}
+    for name, choice in (("images", checks.on_bad_image), ("captions", checks.on_bad_caption)):
+        lines = [line for each in faults.values() for line in getattr(each, name).values()]
+        content["problems"] += lines if choice == "error" else []
+        content[name] = lines if choice == "skip" else []
+    if not content["problems"]:
+        numbers = number_persons(person for part in parts.values() for person in part.persons)
+        for number, (split, dataset) in enumerate(splits.items()):
+            try:
+                rows, table = _assemble(split, dataset, roles[split], parts[split], faults[split], numbers)
+            except ValueError as error:
+                content["problems"].append(str(error))
+                continue
+            # Usually no row was joined or left out, and the list would be long.
+            is_whole = len(rows) == len(dataset)
+            content["rows"][split] = None if is_whole else rows.tolist()
+            with pa.OSFile(str(folder / f"{number}.arrow"), "wb") as file, pa.ipc.new_stream(file, table.schema) as out:
+                out.write_table(table, max_chunksize=_BATCH)
+    (folder / _FAULTS_FILE).write_text(json.dumps(content), encoding="utf-8")
+
+
+def _join(
+    dataset: datasets.Dataset, image_column: str, others: datasets.Dataset, rows: list[int] | None
+) -> datasets.Dataset:
+    """Puts the images, those of `rows` if it is not `None`, and the other columns together."""
+    images = dataset.select_columns(image_column)
+    if image_column != "image":
+        images = images.rename_column(image_column, "image")
+    if rows is not None:
+        images = images.select(rows)
+    joined = datasets.concatenate_datasets([images, others], axis=1)
+    return joined.cast(FEATURES) if joined.features != FEATURES else joined
 
 
 def find_roles(features: datasets.Features, columns: Mapping[str, str], source: str) -> dict[str, str]:
@@ -175,41 +229,15 @@ def _only_chunk(column: pa.ChunkedArray) -> pa.Array:
     return column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
 
 
-def _recall_or_check(
-    splits: Mapping[str, datasets.Dataset],
-    roles: Mapping[str, Mapping[str, str]],
-    parts: Mapping[str, _Columns],
-    checks: Checks,
-    cache_dir: Path,
-) -> dict[str, _Faults]:
-    """Checks all rows, or reads what an earlier call has found in the same rows."""
-    digest = hashlib.sha256(repr((sorted(roles.items()), checks)).encode())
-    for source in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(source.read_bytes())
-    for split, dataset in splits.items():
-        digest.update(f"{split} {dataset._fingerprint}".encode())
-    known = cache_dir / "eccl-checked-images" / f"{digest.hexdigest()}.json"
-    if known.is_file():
-        content = json.loads(known.read_text(encoding="utf-8"))
-        return {
-            split: _Faults(
-                found["problems"],
-                *({int(n): line for n, line in found[name].items()} for name in ("images", "captions")),
-            )
-            for split, found in content.items()
-        }
-    faults = {split: _check_split(split, dataset, roles[split], parts[split]) for split, dataset in splits.items()}
-    with complete_file(known) as file:
-        file.write_text(json.dumps({split: vars(found) for split, found in faults.items()}), encoding="utf-8")
-    return faults
-
-
 def _check_split(split: str, dataset: datasets.Dataset, roles: Mapping[str, str], part: _Columns) -> _Faults:
     faults = _Faults()
     for row, person in enumerate(part.persons):
         faults.problems += [
             f"{split} record {row}: {fault}" for fault in find_person_faults(person, roles["person_id"])
         ]
+    if part.paths is not None:
+        for row in np.flatnonzero(part.paths.is_null().to_numpy(zero_copy_only=False)).tolist():
+            faults.problems.append(f"{split} record {row}: {roles['file_path']} is None, it must be a text")
     first_caption = np.cumsum(part.lengths) - part.lengths
     is_list = not _is_text(dataset.data.schema.field(roles["captions"]).type)
     for row in np.flatnonzero(part.lengths == 0).tolist():
@@ -261,8 +289,12 @@ def _assemble(
     part: _Columns,
     faults: _Faults,
     numbers: Mapping[Any, int],
-) -> datasets.Dataset:
-    """Makes the rows of a split, without the faulty images and captions, the rows of an image joined."""
+) -> tuple[np.ndarray, pa.Table]:
+    """Makes the rows of a split, without the faulty images and captions, the rows of an image joined.
+
+    Returns:
+        `(images,)`: the row that has each image; and the other columns.
+    """
     row_of_caption = np.repeat(np.arange(len(part.lengths)), part.lengths)
     keep = np.ones(len(part.captions), dtype=bool)
     keep[list(faults.captions)] = False
@@ -293,24 +325,7 @@ def _assemble(
             "file_path": pa.array(names, pa.string()) if isinstance(names, list) else names,
         }
     )
-    images = dataset.select_columns(roles["image"])
-    if roles["image"] != "image":
-        images = images.rename_column(roles["image"], "image")
-    if len(first_rows) != len(dataset) or (np.diff(first_rows) != 1).any():
-        images = images.select(first_rows)
-    others = datasets.Dataset(InMemoryTable(table), fingerprint=_digest_table(table))
-    joined = datasets.concatenate_datasets([images, others], axis=1)
-    return joined.cast(FEATURES) if joined.features != FEATURES else joined
-
-
-def _digest_table(table: pa.Table) -> str:
-    digest = hashlib.sha256()
-    for batch in table.to_batches():
-        with pa.BufferOutputStream() as stream:
-            with pa.ipc.new_stream(stream, batch.schema) as writer:
-                writer.write_batch(batch)
-            digest.update(stream.getvalue())
-    return digest.hexdigest()[:32]
+    return first_rows, table
 
 
 def _find_images(dataset: datasets.Dataset, roles: Mapping[str, str], part: _Columns, rows: np.ndarray) -> np.ndarray:
@@ -351,7 +366,7 @@ def _require_one_person(
                 f"place of {shorten(part.persons[first])}"
             )
     if problems:
-        raise ValueError(f"{len(problems)} problems: {format_problems(problems)}")
+        raise ValueError(f"{len(problems)} faulty rows: {format_problems(problems)}")
 
 
 __all__ = ["prepare_tables"]

@@ -18,6 +18,7 @@ from .pairs import make_pixels
 _logger = logging.getLogger(__name__)
 # Rows. A stream is shuffled within a buffer, and by files.
 SHUFFLE_BUFFER = 1_000
+_OPEN_FILES = 4
 
 
 class StreamedPairs(IterableDataset):
@@ -52,7 +53,8 @@ class StreamedPairs(IterableDataset):
         if torch.distributed.is_initialized():
             rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
         own = split_dataset_by_node(self.rows, rank, world_size)
-        own = own.shuffle(seed=self.seed, buffer_size=SHUFFLE_BUFFER)
+        # Each open Parquet file takes memory.
+        own = own.shuffle(seed=self.seed, buffer_size=SHUFFLE_BUFFER, max_buffer_input_shards=_OPEN_FILES)
         left_out, epoch, found = 0, 0, True
         while found:
             # A worker without rows, for example one of more workers than files, ends.

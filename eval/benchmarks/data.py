@@ -139,7 +139,7 @@ def time_start(data_dir: str, cache_dir: str, streaming: bool) -> dict[str, floa
     words = ["--dataset_name", data_dir, "--init_from", str(root / "assets" / "synthetic-backbone")]
     words += ["--output_dir", str(Path(cache_dir) / "run"), "--overwrite", "True", "--losses", "tal=1"]
     words += ["--max_steps", "1", "--lr_scheduler_type", "cosine", "--eval_strategy", "no", "--save_strategy", "no"]
-    words += ["--per_device_train_batch_size", "32", "--dataloader_num_workers", "0", "--use_cpu", "True"]
+    words += ["--per_device_train_batch_size", "8", "--dataloader_num_workers", "0", "--use_cpu", "True"]
     words = [sys.executable, "-m", "eccl.train_eccl", *words, "--streaming", str(streaming)]
     start = time.perf_counter()
     subprocess.run(words, check=True, stdout=subprocess.DEVNULL, env=os.environ | {"HF_DATASETS_CACHE": cache_dir})

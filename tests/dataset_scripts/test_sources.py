@@ -365,6 +365,11 @@ def test_columns_of_a_wrong_type_are_refused_together(tmp_path):
     assert "column captions (captions) has type double, it must be a text or a list of texts" in text
 
 
+def test_a_row_without_a_path_is_refused(tmp_path):
+    write_table(tmp_path / "t.parquet", [picture(0), picture(1)], pid=[1, 2], caption=["a", "b"], path=["x", None])
+    assert "train record 1: path is None, it must be a text" in error_of(DataSource(str(tmp_path)))
+
+
 def test_a_person_that_is_nan_in_a_table_is_refused(tmp_path):
     images = [picture(0), picture(1)]
     write_table(tmp_path / "train.parquet", images, pid=[3.0, float("nan")], caption=["a", "b"])

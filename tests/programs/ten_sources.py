@@ -59,7 +59,7 @@ def make_sources(root: Path) -> dict[str, list[str]]:
         lines = [json.dumps(row | {"split": split}) for row in rows if row["split"] == split]
         (folder / f"{split}.jsonl").write_text("\n".join(lines))
     sources["one file a split"] = ["--dataset_name", str(folder)]
-    snapshot = _make_snapshot(root / "cuhk_pedes", root / "hub-cache" / "datasets--me--raw")
+    snapshot = make_snapshot(root / "cuhk_pedes", root / "hub-cache" / "datasets--me--raw")
     sources["a snapshot of the Hub with links"] = ["--dataset_name", "cuhk_pedes", "--data_dir", str(snapshot)]
     return sources
 
@@ -94,7 +94,7 @@ def _write_imagefolder(drawn: Path, folder: Path, rows: list[dict]) -> list[str]
     return ["--dataset_name", "imagefolder", "--data_dir", str(folder)]
 
 
-def _make_snapshot(raw: Path, repository: Path) -> Path:
+def make_snapshot(raw: Path, repository: Path) -> Path:
     """Copies a folder as `huggingface_hub.snapshot_download` lays it out: each file is a link into `blobs/`."""
     snapshot = repository / "snapshots" / ("0" * 40)
     (repository / "blobs").mkdir(parents=True)
