@@ -213,10 +213,10 @@ class DataSource:
         try:
             yield
         except (DatasetNotFoundError, ConnectionError) as error:
-            reason = " ".join(str(error).split())
+            reason = " ".join(str(error).split()).removesuffix(".")
             raise ValueError(
-                f"{self.option} is {self.name!r}, it must be {_KINDS}. The Hub cannot give it: {reason}; a private "
-                "data set needs a login (hf auth login), a gated one also the consent of its owners"
+                f"{self.option} is {self.name!r}: there is no such file or folder, and the Hub cannot give it: "
+                f"{reason}; a private data set needs a login (hf auth login), a gated one also the consent of its owners"
             ) from error
         except (DatasetsError, pa.ArrowException, UnicodeError) as error:
             cause: BaseException = error

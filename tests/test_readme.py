@@ -8,6 +8,7 @@ Commands that cannot run here are in `NOT_RUN` with the reason; their arguments 
 
 import functools
 import importlib
+import json
 import math
 import os
 import re
@@ -247,6 +248,21 @@ def original_checkpoint(file: Path) -> None:
     torch.save(content, file)
 
 
+def write_own_data(reader: "Reader", hub: LoopbackHub) -> None:
+    """Writes `/data/mine.csv`, and puts a data set on the Hub: both have the images of RSTPReid."""
+    data = reader.folder / "data"
+    records = json.loads((data / "RSTPReid" / "data_captions.json").read_text())
+    lines = ["image,caption,pid"]
+    for record in records:
+        lines += [f'RSTPReid/imgs/{record["img_path"]},"{caption}",{record["id"]}' for caption in record["captions"]]
+    (data / "mine.csv").write_text("\n".join(lines))
+    words = ["rstpreid", "--data_dir", "/data/RSTPReid", "--output_dir", "exported"]
+    reader.run(sys.executable, "-m", "eccl.dataset_scripts.export", *words)
+    exported = reader.folder / "exported"
+    files = {path.relative_to(exported).as_posix(): path.read_bytes() for path in exported.rglob("*") if path.is_file()}
+    hub.repositories["dataset", "me/my-pedes"] = {"private": True, "commits": [("0" * 40, files)]}
+
+
 @pytest.fixture(scope="module")
 def reader(tmp_path_factory):
     hub = LoopbackHub()
@@ -258,6 +274,7 @@ def reader(tmp_path_factory):
     for layout, name in (("cuhk_pedes", "CUHK-PEDES"), ("icfg_pedes", "ICFG-PEDES"), ("rstpreid", "RSTPReid")):
         sizes = {"train_ids": 4, "val_ids": 0 if layout == "icfg_pedes" else 2, "test_ids": 2, "images_per_id": 2}
         write_benchmark(SyntheticBenchmark(layout, **sizes), folder / "data" / name, num_workers=1)
+    write_own_data(reader, hub)
     original_checkpoint(folder / "best.pth")
     reader.demo_output = reader.run_words(["make", "demo"])
     shutil.copy(next((folder / "demo" / "data" / "imgs").rglob("*.jpg")), folder / "person.jpg")

@@ -24,12 +24,14 @@ class LoopbackHub:
         repositories: `{(kind, name): {"private": bool, "commits": [(sha, {path: bytes})]}}`, the newest commit last.
         blobs: the contents of uploaded large files, `{SHA-256: bytes}`.
         forbidden: names of repositories that nobody may write to.
+        gated: names of repositories whose owners have not agreed yet.
         fail_commits: number of commits that the server still answers with an error of the gateway.
         always_public: makes every new repository public, whatever is asked for.
     """
 
     def __init__(self):
         self.repositories, self.blobs, self.forbidden, self.fail_commits = {}, {}, set(), 0
+        self.gated = set()
         self.always_public = False
         hub = self
 
@@ -76,8 +78,13 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _repository(self, kind, name):
         found = self.hub.repositories.get((kind, name))
-        if found is None:
-            self._refuse(404, "RepoNotFound", f"Repository {name} not found")
+        if found is None or (found["private"] and not self.headers.get("Authorization")):
+            # The Hub does not say whether a private repository exists.
+            self._refuse(404 if found is None else 401, "RepoNotFound", f"Repository {name} not found")
+            return None
+        if name in self.hub.gated:
+            self._refuse(403, "GatedRepo", f"Access to {name} is restricted and you are not in the authorized list")
+            return None
         return found
 
     def _commit_of(self, repository, revision):
