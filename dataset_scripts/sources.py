@@ -216,7 +216,7 @@ class DataSource:
             reason = " ".join(str(error).split()).removesuffix(".")
             raise ValueError(
                 f"{self.option} is {self.name!r}: there is no such file or folder, and the Hub cannot give it: "
-                f"{reason}; a private data set needs a login (hf auth login), a gated one also the consent of its owners"
+                f"{reason}; a private data set needs a login (hf auth login), a gated one its owners' consent, too"
             ) from error
         except (DatasetsError, pa.ArrowException, UnicodeError) as error:
             cause: BaseException = error
