@@ -4,7 +4,7 @@ import hashlib
 import os
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -95,25 +95,39 @@ class PersonRetrievalConfig(datasets.BuilderConfig):
         return super().create_config_id(kwargs, custom_features)
 
     def fingerprint(self) -> str:
-        """Computes a digest of the annotations' content, of the checks, and of every file in the folder of the images.
+        """Computes a digest of the annotations' content, of the checks, and of every image file; once, then it is kept.
 
-        For these files, it covers the path, the size and the times of the last changes.
+        For the image files, it covers the path, the size and the times of the last changes.
         """
+        if "_fingerprint" not in vars(self):
+            self._fingerprint = self._compute_fingerprint()
+        return self._fingerprint
+
+    def _compute_fingerprint(self) -> str:
         files = self.find_files()
         # All arguments count, those of a subclass, too.
         arguments = {name: value for name, value in vars(self).items() if name not in ("name", "version", "data_files")}
         digest = hashlib.sha256(repr(sorted(arguments.items(), key=str)).encode("utf-8", "surrogateescape"))
         for source in (*sorted(Path(__file__).parent.glob("*.py")), *files.annotations):
             digest.update(source.read_bytes())
-        for path in walk_files(files.folder, self.follow_links):
-            status = os.stat(files.folder / path, follow_symlinks=False)
-            line = f"{files.folder}/{path}"
-            if self.follow_links and os.path.islink(files.folder / path) and os.path.exists(files.folder / path):
-                status = os.stat(files.folder / path)
-            # A change of permissions changes only st_ctime.
-            line += f" {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}\n"
-            digest.update(line.encode("utf-8", "surrogateescape"))
+        for path in self._list_images(files):
+            digest.update(_describe_file(files.folder / path, self.follow_links))
         return digest.hexdigest()
+
+    def _list_images(self, files: Files) -> Iterable[str]:
+        """Returns the paths, below the folder of the images, of the files that the data set depends on."""
+        return walk_files(files.folder, self.follow_links)
+
+
+def _describe_file(path: Path, follow_links: bool) -> bytes:
+    """Returns the path of a file, its size and the times of its last changes, or that it is missing."""
+    try:
+        status = os.stat(path, follow_symlinks=follow_links)
+        # A change of permissions changes only st_ctime.
+        line = f"{path} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}\n"
+    except (OSError, ValueError):  # It is missing, a dangling link, or its name is too long or no name.
+        line = f"{path} missing\n"
+    return line.encode("utf-8", "surrogatepass")
 
 
 def canonical_split(split: Any) -> Any:

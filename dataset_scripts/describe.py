@@ -145,8 +145,6 @@ def make_parser() -> CommandParser:
     )
     add_shared_option(parser, "data_dir", required=False)
     add_data_options(parser)
-    # A caption that training would refuse is reported, and does not end the report.
-    parser.set_defaults(on_bad_caption="skip")
     add_shared_option(parser, "tokenizer")
     add_shared_option(
         parser, "output", help="picture file to write, for example a .png: random images with their captions"

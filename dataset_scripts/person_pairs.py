@@ -14,6 +14,7 @@ from .faults import find_caption_faults, find_path_faults, find_person_faults, f
 from .image_checks import Record
 from .list_files import LIST_SUFFIXES, has_key_twice, read_list
 from .messages import shorten
+from .paths import walk_files
 from .persons import number_persons
 from .records import Checks, Parsed, check_records
 from .synthetic import LABELS_FILE
@@ -55,6 +56,16 @@ class PersonPairsConfig(PersonRetrievalConfig):
             # The library says train if no split is given. The records of one file can have splits.
             files = dict.fromkeys(files)
         return Files(files or find_lists(folder), folder)
+
+    def _list_images(self, files: Files) -> Iterable[str]:
+        rows = read_rows(files, parse_columns(self.columns))
+        given = [(row.start, row.values["image"]) for row in rows.rows]
+        paths = [os.path.join(start, path) for start, path in given if _is_short(path)]
+        root = os.path.relpath(rows.image_root, files.folder)
+        if not all(os.path.lexists(rows.image_root / path) for path in paths):
+            # One of the other files may be the one that a path means.
+            paths += walk_files(rows.image_root, self.follow_links)
+        return (os.path.join(root, path) for path in paths)
 
 
 def find_lists(folder: Path) -> dict[Path, str | None]:
@@ -128,6 +139,37 @@ def read_pairs(files: Files, columns: Mapping[str, str], checks: Checks, known: 
     Raises:
         ValueError: a column is missing, or there are faults; the message has the first 20 of them.
     """
+    rows = read_rows(files, columns)
+    parsed = Parsed(rows.source, rows.image_root, joins_images=True)
+    first: dict[str, _Row] = {}
+    for number, row in enumerate(rows.rows):
+        _parse_row(parsed, number, row, rows.roles, first, checks)
+    return check_records(parsed, checks, known)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The records of all lists, before they are checked.
+
+    Attributes:
+        source: the list, or the folder of several, for messages.
+        image_root: the folder that the paths are relative to.
+        roles: the key of each role.
+        rows: the records.
+    """
+
+    source: str
+    image_root: Path
+    roles: dict[str, str]
+    rows: list["_Row"]
+
+
+def read_rows(files: Files, columns: Mapping[str, str]) -> _Rows:
+    """Reads flat lists without checking their records.
+
+    Raises:
+        ValueError: a file cannot be read, a column is missing, or there are no records.
+    """
     lists = {file: read_list(file) for file in files.annotations}
     source = str(next(iter(lists))) if len(lists) == 1 else str(files.folder)
     if not any(lists.values()):
@@ -143,14 +185,9 @@ def read_pairs(files: Files, columns: Mapping[str, str], checks: Checks, known: 
             values["person_id"] = _read_numbers(values["person_id"])
         for number, entry in enumerate(entries):
             row = {role: column[number] for role, column in values.items()}
-            rows.append(
-                _Row(f"{prefix}record {number}", entry, row, _start(file, files.folder), files.annotations[file])
-            )
-    parsed = Parsed(source, _choose_root(files.folder, rows), joins_images=True)
-    first: dict[str, _Row] = {}
-    for number, each in enumerate(rows):
-        _parse_row(parsed, number, each, roles, first, checks)
-    return check_records(parsed, checks, known)
+            name = f"{prefix}record {number}"
+            rows.append(_Row(name, entry, row, _start(file, files.folder), files.annotations[file]))
+    return _Rows(source, _choose_root(files.folder, rows), roles, rows)
 
 
 @dataclass(frozen=True)

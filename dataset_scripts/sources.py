@@ -171,7 +171,10 @@ class DataSource:
         return rows.cast_column("image", datasets.Image(decode=False))
 
     def _make_builder(self) -> datasets.DatasetBuilder:
-        checks: dict[str, Any] = vars(self.checks)
+        # What is as by default would give the prepared data set another name.
+        checks: dict[str, Any] = {
+            name: value for name, value in vars(self.checks).items() if value != getattr(Checks(), name)
+        }
         path, columns = self.path, self.roles
         if self.name in BENCHMARKS:
             self._refuse(f"the benchmark {self.name}", "config", "revision", "columns")
