@@ -15,7 +15,7 @@ DEMO := demo
 BACKBONE := assets/synthetic-backbone
 SENTENCE := A woman in a red coat and blue jeans with a black backpack
 
-.PHONY: demo test test-slow test-oldest test-newest wheel-check soak fidelity common-suite bench-data bench-eval \
+.PHONY: demo test test-slow test-oldest test-newest wheel-check soak fidelity common-suite bench-data bench-rows bench-eval \
 	hub-check lint types format clean pretrain
 
 $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
@@ -95,6 +95,10 @@ format: $(VENV)/.installed
 bench-data: $(VENV)/.installed
 	$(BIN)/python -m eccl.dataset_scripts.synthetic --size cuhk --output_dir $(DEMO)/cuhk-size
 	$(BIN)/python -m eccl.eval.benchmarks.data --dataset cuhk_pedes --data_dir $(DEMO)/cuhk-size
+
+# Measures the start of a training on a Parquet data set of a million small images, and from a stream: five minutes.
+bench-rows: $(VENV)/.installed
+	$(BIN)/python -m eccl.eval.benchmarks.data --rows 1000000 --data_dir $(DEMO)/million
 
 # Compares the time of the metric with that of the matrix product inside it.
 bench-eval: $(VENV)/.installed

@@ -98,3 +98,11 @@ def test_the_scaling_benchmark_needs_the_shipped_backbone(tmp_path, monkeypatch,
         training.main(["scaling"])
     assert raised.value.code == 2
     assert "the synthetic backbone is in the repository, not in the wheel" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_rows_trains_one_step_from_each_load(tmp_path, capsys):
+    data.main(["--rows", "1000", "--data_dir", str(tmp_path / "rows")])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("  ")[0] for line in lines] == ["first load", "second load", "stream"]
+    assert all(float(line.split(" s ")[0].split()[-1]) > 0 and line.endswith(" MiB") for line in lines)
