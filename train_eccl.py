@@ -33,7 +33,6 @@ from transformers import HfArgumentParser, set_seed
 
 from eccl.configuration_eccl import ECCLConfig, checkpoint_kind, require_sound_config
 from eccl.dataset_scripts.base import published_differences
-from eccl.dataset_scripts.records import Checks
 from eccl.dataset_scripts.sources import DataSource, Splits, choose_splits, find_benchmark
 from eccl.eval.reports import published_rows
 from eccl.hub.adapter import attach_lora, count_parameters, merge_lora, save_adapter
@@ -167,8 +166,7 @@ class DataArguments:
         """
         if not self.dataset_name:
             raise ValueError("dataset_name is missing: name a data set, for example --dataset_name cuhk_pedes")
-        checks = Checks(self.on_bad_image, self.on_bad_caption, self.fix_paths, self.follow_links)
-        return DataSource(self.dataset_name, self.data_dir, self.dataset_config, self.revision, self.columns, checks)
+        return DataSource.of_options(self, self.dataset_name, self.data_dir, "dataset_name")
 
 
 @dataclass
@@ -484,14 +482,17 @@ def train(
     evaluated = args.eval_strategy != "no"
     splits = None
     pairs: CaptionPairs | StreamedPairs
+    split = data.train_split or "train"
     with args.main_process_first(desc="reading the data set"):
-        if not data.streaming:
+        if data.streaming:
+            if data.eval_fraction is not None:
+                raise ValueError(f"eval_fraction is {data.eval_fraction}, but a stream cannot be cut: leave it out")
+            rows = source.stream(split)
+        else:
             splits = choose_splits(source, data.train_split, args.eval_split, data.eval_fraction, args.seed, evaluated)
     model, processor = build_model(model_arguments, args.tune, None if splits is None else splits.train)
     if splits is None:
-        split = data.train_split or "train"
         skips = data.on_bad_image == "skip"
-        rows = source.stream(split)
         pairs = StreamedPairs(rows, f"{source}, split {split}", processor, args.augment, args.seed, skips)
     else:
         pairs = CaptionPairs(splits.train, processor, args.augment, args.seed)
@@ -503,6 +504,11 @@ def train(
         # Before the loggers, which make their files at the same moment.
         trainer.callback_handler.callbacks.insert(0, _StartCallback(folder))
     duration = trainer.train(resume_from_checkpoint=args.resume).metrics["train_runtime"]
+    if data.streaming and trainer.stop_signal is None and trainer.state.global_step < args.max_steps:
+        steps = trainer.state.global_step
+        raise ValueError(
+            f"{source}: the stream ended after {steps} of {args.max_steps} steps: it has no rows to train on"
+        )
     metrics = trainer.evaluate() if evaluation is not None else None
     whole_model = trainer.whole_model()
     if whole_model is not None and folder is not None:

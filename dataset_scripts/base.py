@@ -107,11 +107,12 @@ class PersonRetrievalConfig(datasets.BuilderConfig):
         files = self.find_files()
         # All arguments count, those of a subclass, too.
         arguments = {name: value for name, value in vars(self).items() if name not in ("name", "version", "data_files")}
-        digest = hashlib.sha256(repr(sorted(arguments.items(), key=str)).encode("utf-8", "surrogateescape"))
+        arguments["annotations"] = [(str(file), split) for file, split in files.annotations.items()]
+        digest = hashlib.sha256(repr(sorted(arguments.items(), key=str)).encode("utf-8", "surrogatepass"))
         for source in (*sorted(Path(__file__).parent.glob("*.py")), *files.annotations):
             digest.update(source.read_bytes())
         for path in self._list_images(files):
-            digest.update(_describe_file(files.folder / path, self.follow_links))
+            digest.update(describe_file(files.folder / path, self.follow_links))
         return digest.hexdigest()
 
     def _list_images(self, files: Files) -> Iterable[str]:
@@ -119,7 +120,7 @@ class PersonRetrievalConfig(datasets.BuilderConfig):
         return walk_files(files.folder, self.follow_links)
 
 
-def _describe_file(path: Path, follow_links: bool) -> bytes:
+def describe_file(path: Path, follow_links: bool = True) -> bytes:
     """Returns the path of a file, its size and the times of its last changes, or that it is missing."""
     try:
         status = os.stat(path, follow_symlinks=follow_links)

@@ -54,19 +54,23 @@ def find_columns(present: Collection[str], columns: Mapping[str, str], source: s
     for role, usual in USUAL_NAMES.items():
         if role in columns:
             if columns[role] not in present:
-                missing.append(f"{role} (columns names {columns[role]!r})")
+                missing.append(f"{role}: {columns[role]!r}, which columns names, is not there")
             found[role] = columns[role]
             continue
-        taken = {column for other, column in columns.items() if other != role}
+        # A path can be both: the image, and its name.
+        taken = {column for other, column in columns.items() if {role, other} != {"image", "file_path"}}
         name = next((name for name in usual if name in present and name not in taken), None)
         if name is not None:
             found[role] = name
         elif role in _NEEDED:
             missing.append(f"{role} ({_NEEDED[role]})")
     if missing:
+        words = " ".join(f"{role}=COLUMN" for role in _NEEDED if role not in found or found[role] not in present)
+        names = ", ".join(present) or "no columns"
         raise ValueError(
-            f"{source} has no column for {', '.join(missing)}; it has {', '.join(present) or 'no columns'}: name a "
-            "column with columns={'person_id': 'COLUMN'} (--columns person_id=COLUMN)"
+            f"{source} has no column for {', '.join(missing)}; it has {names}: name the column"
+            + (f" (--columns {words})" if words else "")
+            + ("; a table must have commas, or tabs in a .tsv file" if len(present) == 1 and ";" in names else "")
         )
     return found
 

@@ -115,7 +115,8 @@ def _describe_findings(findings: Sequence[Finding]) -> Iterator[str]:
             yield f"{finding.count:,} {finding.title}"
             yield from (f"  {example}" for example in finding.examples)
     if absent := [finding.title for finding in findings if not finding.count]:
-        yield f"none: {'; '.join(absent)}"
+        yield "not found:"
+        yield from (f"  {title}" for title in absent)
 
 
 def _check_outputs(options: argparse.Namespace) -> tuple[Path | None, Path | None]:
@@ -131,8 +132,9 @@ def _check_outputs(options: argparse.Namespace) -> tuple[Path | None, Path | Non
         if not file.parent.is_dir():
             raise FileNotFoundError(f"{option} is {file}, but {file.parent} is not a folder")
         require_no_input(file, {"--data_dir": options.data_dir}, option)
-        if Path(options.name).exists():
-            require_no_input(file, {"name": options.name}, option)
+        folder = Path(options.name).expanduser().absolute()
+        if folder.is_dir() and file.is_relative_to(folder):
+            raise ValueError(f"{option} is {file}, inside the data set {folder}: name a file outside it")
     if picture is not None:
         require_picture_path(picture)
     return picture, report

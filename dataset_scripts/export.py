@@ -26,6 +26,7 @@ from ..utils.files import complete_folder, read_json, require_new_folder, requir
 from ..utils.text import plain_markdown
 from .base import PersonRetrievalBuilder, image_sizes
 from .describe import size_table
+from .persons import person_column
 from .sources import DataSource, PersonData
 from .synthetic import LABELS_FILE
 
@@ -121,9 +122,9 @@ def make_card(subject: Subject, data: PersonData, info: datasets.DatasetInfo) ->
         f"---\n{_make_metadata(subject, data.splits, info).to_yaml()}\n---",
         f"# {plain_markdown(subject.title)}",
         subject.description,
-        "A row is an image: `image`, `person_id` (a person is in one split only), `image_id` (counts from 0 in each "
-        "split), `captions`, `file_path` (in the original download). In text-to-image retrieval, every caption of a "
-        "split is a query, and all images of the split are the gallery.",
+        f"A row is an image: `image`, `person_id` ({_describe_persons(data.splits)}), `image_id` (counts from 0 in "
+        "each split), `captions`, `file_path` (in the original data set). In text-to-image retrieval, every caption of "
+        "a split is a query, and all images of the split are the gallery.",
         f"## Statistics\n\n{statistics}",
     ]
     if data.builder.config.name == _SYNTHETIC and data.folder is not None:
@@ -136,6 +137,12 @@ def make_card(subject: Subject, data: PersonData, info: datasets.DatasetInfo) ->
     if subject.citation:
         sections.append(f"## Citation\n\n```bibtex\n{subject.citation}\n```")
     return "\n\n".join(sections) + "\n"
+
+
+def _describe_persons(splits: datasets.DatasetDict) -> str:
+    persons = [set(person_column(dataset).tolist()) for dataset in splits.values()]
+    is_apart = sum(map(len, persons)) == len(set().union(*persons))
+    return "a person is in one split only" if is_apart else "some persons are in several splits"
 
 
 def _make_metadata(subject: Subject, splits: datasets.DatasetDict, info: datasets.DatasetInfo) -> DatasetCardData:

@@ -11,6 +11,8 @@ from tqdm.auto import tqdm
 
 from .messages import shorten
 
+_BATCH = 1_000
+
 Record = dict[str, Any]
 """One checked record, which is one image: see [`~eccl.dataset_scripts.annotations.read_records`]."""
 
@@ -54,16 +56,17 @@ def check_images(records: Sequence[Record], image_root: Path, follow_links: bool
     """
     root = image_root.resolve()
     # Pillow decodes without the interpreter's lock, so threads run in parallel.
-    with ThreadPoolExecutor() as pool:
-        results = list(
-            tqdm(
-                pool.map(lambda record: _check_image(record, root, follow_links), records),
-                total=len(records),
-                desc="checking images",
-                unit="image",
-                leave=False,
+    results: list[BadImage | Path] = []
+    with (
+        ThreadPoolExecutor() as pool,
+        tqdm(total=len(records), desc="checking images", unit="image", leave=False) as bar,
+    ):
+        # A pool keeps an object for each task that it is given at once.
+        for start in range(0, len(records), _BATCH):
+            results += pool.map(
+                lambda record: _check_image(record, root, follow_links), records[start : start + _BATCH]
             )
-        )
+            bar.update(len(results) - start)
     bad: dict[int, BadImage] = {}
     same_file: list[str] = []
     first_use: dict[Path, Record] = {}

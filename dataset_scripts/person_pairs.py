@@ -1,4 +1,4 @@
-"""Flat lists of images and captions, as APTM, RaSa and MALS use them: JSON, JSON Lines, CSV or TSV."""
+"""Flat lists of images and captions, as APTM, RaSa and MALS use them: JSON, JSON Lines, CSV, TSV or Parquet."""
 
 import os
 import re
@@ -180,7 +180,10 @@ def read_rows(files: Files, columns: Mapping[str, str]) -> _Rows:
     for file, entries in lists.items():
         prefix = f"{file.relative_to(files.folder)} " if len(lists) > 1 and file.is_relative_to(files.folder) else ""
         texts = file.suffix.lower() in (".csv", ".tsv")
-        values = {role: [_value(entry, key, texts) for entry in entries] for role, key in roles.items()}
+        values = {
+            role: [_value(entry, key, strip=texts and role in ("person_id", "split")) for entry in entries]
+            for role, key in roles.items()
+        }
         if texts:
             values["person_id"] = _read_numbers(values["person_id"])
         for number, entry in enumerate(entries):
@@ -201,9 +204,9 @@ class _Row:
     split: str | None
 
 
-def _value(entry: Any, key: str, is_text: bool) -> Any:
+def _value(entry: Any, key: str, strip: bool) -> Any:
     value = entry.get(key) if isinstance(entry, dict) else None
-    return value.strip() if is_text and isinstance(value, str) and key != "caption" else value
+    return value.strip() if strip and isinstance(value, str) else value
 
 
 def _read_numbers(persons: list[Any]) -> list[Any]:

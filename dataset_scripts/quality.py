@@ -108,18 +108,23 @@ def find_doubtful_captions(
     """
     from ..processing_eccl import clean_caption
 
-    persons_of: defaultdict[str, set[int]] = defaultdict(set)
     captions: list[str] = []
+    persons: list[int] = []
     for dataset in splits.values():
         for person, given in zip(person_column(dataset).tolist(), dataset["captions"], strict=True):
             captions += given
-            for caption in given:
-                persons_of[" ".join(clean_caption(caption).split())].add(person)
-    counts = Counter(" ".join(clean_caption(caption).split()) for caption in captions)
+            persons += [person] * len(given)
+    cleaned = [clean_caption(caption) for caption in captions]
+    persons_of: defaultdict[str, set[int]] = defaultdict(set)
+    counts: Counter[str] = Counter()
+    for caption, person in zip(cleaned, persons, strict=True):
+        words = " ".join(caption.split())
+        persons_of[words].add(person)
+        counts[words] += 1
     shared = {caption: persons for caption, persons in persons_of.items() if len(persons) > 1}
-    lengths = [len(ids) for ids in tokenizer([clean_caption(caption) for caption in captions])["input_ids"]]
-    unknown = _find_unknown_letters("".join(set("".join(map(clean_caption, captions)))), tokenizer)
-    with_unknown = [caption for caption in captions if unknown & set(clean_caption(caption))]
+    lengths = [len(ids) for ids in tokenizer(cleaned)["input_ids"]]
+    unknown = _find_unknown_letters("".join(set().union(*cleaned)), tokenizer)
+    with_unknown = [caption for caption, clean in zip(captions, cleaned, strict=True) if unknown & set(clean)]
     letters = f" ({' '.join(sorted(unknown)[:10])})" if unknown else ""
     return [
         Finding(
@@ -191,7 +196,11 @@ def find_doubtful_images(
     others = [(a, b) for a, b in pairs if persons[a] != persons[b]]
     for name, title, found in (
         ("near_duplicates", "images that look like another one (perceptual hash)", pairs),
-        ("near_duplicates_of_different_persons", "of these, images that look like one of another person", others),
+        (
+            "near_duplicates_of_different_persons",
+            "images that look like one of another person (perceptual hash)",
+            others,
+        ),
     ):
         examples = [_name_pair(names, persons, a, b) for a, b in found[:_EXAMPLES]]
         findings.append(Finding(name, title, len({index for pair in found for index in pair}), examples))

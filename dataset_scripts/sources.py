@@ -26,7 +26,7 @@ from .person_pairs import METADATA_FILES, is_list
 from .persons import cut_by_person, person_column
 from .records import Checks
 from .rstpreid import RstpReid
-from .tables import find_roles, prepare_tables
+from .tables import find_roles, prepare_tables, stream_rows
 
 # Formats of the library that this project reads itself, with its own checks and messages.
 _LIST_FORMATS = ("json", "csv")
@@ -150,7 +150,9 @@ class DataSource:
         The exception is a benchmark or a list, whose annotation and images are checked, once.
 
         Returns:
-            Rows with `image` (not decoded), `person_id`, `captions` (a text or a list) and `file_path`.
+            Rows with `image` (not decoded), `person_id`, `captions` (a list) and `file_path`. A faulty caption or
+            person is a `ValueError` when its row is read. With `on_bad_caption`, faulty captions are left out, and rows
+            without another one.
 
         Raises:
             ValueError: a column is missing, there is no such split, or the data set cannot be read.
@@ -163,12 +165,9 @@ class DataSource:
         with self._naming_errors():
             rows = streams[known[name]]
             rows = rows if rows.features is not None else rows._resolve_features()
-        roles = find_roles(rows.features, self.roles, str(self))
-        if "file_path" not in roles:
-            rows = rows.map(lambda row, index: row | {"file_path": f"record {index}"}, with_indices=True)
-        kept = {roles.get(role, role): role for role in ("image", "person_id", "captions", "file_path")}
-        rows = rows.select_columns(list(kept)).rename_columns({old: new for old, new in kept.items() if old != new})
-        return rows.cast_column("image", datasets.Image(decode=False))
+        # The builders of this project have mapped the columns already.
+        roles = find_roles(rows.features, {} if builder.name in BUILDERS else self.roles, str(self))
+        return stream_rows(rows, roles, f"{self}, split {split}", self.checks)
 
     def _make_builder(self) -> datasets.DatasetBuilder:
         # What is as by default would give the prepared data set another name.
@@ -198,7 +197,8 @@ class DataSource:
         if path is not None or self.name in _PACKAGED_DATASETS_MODULES:
             self._refuse("a folder", "revision")
             if path is None and self.data_dir is None:
-                raise ValueError(f"data_dir is missing: {self.name} needs the folder of its files")
+                hint = f"; the folder of this name is ./{self.name}" if Path(self.name).is_dir() else ""
+                raise ValueError(f"data_dir is missing: {self.name} needs the folder of its files{hint}")
         name = str(path) if path is not None else self.name
         with self._naming_errors():
             return datasets.load_dataset_builder(name, self.config, data_dir=self.data_dir, revision=self.revision)
@@ -238,11 +238,13 @@ class DataSource:
         lists = [path for path in sorted(folder.iterdir()) if is_list(path)]
         if not lists:
             return any((folder / each / name).is_file() for each in _subfolders(folder) for name in METADATA_FILES)
-        if any(path.suffix.lower() != ".parquet" for path in lists):
+        tables = [path for path in lists if path.suffix.lower() == ".parquet"]
+        if not tables:
             return True
-        schema = read_parquet_schema(lists[0])
-        roles = find_columns(schema.names, self.roles, str(lists[0]))
-        return pa.types.is_string(schema.field(roles["image"]).type) and lists[0].name != "metadata.parquet"
+        schema = read_parquet_schema(tables[0])
+        roles = find_columns(schema.names, self.roles, str(tables[0]))
+        type_ = schema.field(roles["image"]).type
+        return (pa.types.is_string(type_) or pa.types.is_large_string(type_)) and tables[0].name != "metadata.parquet"
 
 
 def _subfolders(folder: Path) -> list[str]:
@@ -297,17 +299,21 @@ def choose_splits(
         train_split = "train" if "train" in splits or len(splits) > 1 else next(iter(splits))
     _require_split(source, splits, train_split, "train_split")
     if not evaluated:
+        if eval_fraction is not None:
+            raise ValueError(f"eval_fraction is {eval_fraction}, but nothing is evaluated: leave it out")
         return Splits(data, splits[train_split], None, train_split, None)
     if eval_fraction is None and len(splits) == 1 and eval_split in (None, "val"):
         eval_fraction = DEFAULT_EVAL_FRACTION
     if eval_fraction is not None:
-        if eval_split is not None and eval_split in splits:
+        name = eval_split or "val"
+        if name in splits:
             raise ValueError(
-                f"eval_fraction is {eval_fraction}, but {source} has the split {eval_split}: leave one out"
+                f"eval_fraction is {eval_fraction}, but {source} has a split {name}: leave eval_fraction out, or give "
+                "eval_split a name that no split has"
             )
         train, evaluation = cut_by_person(splits[train_split], eval_fraction, seed)
         cut = f"{eval_fraction:.0%} of the persons of {train_split}, chosen with seed {seed}"
-        return Splits(data, train, evaluation, train_split, eval_split or "val", cut)
+        return Splits(data, train, evaluation, train_split, name, cut)
     if eval_split is None:
         eval_split = next((name for name in _EVALUATION_SPLITS if name in splits and name != train_split), "test")
     _require_split(source, splits, eval_split, "eval_split")

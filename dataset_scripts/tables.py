@@ -17,10 +17,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from datasets.table import MemoryMappedTable
+from filelock import FileLock
 from tqdm.auto import tqdm
 
 from ..utils.files import complete_folder
-from .base import FEATURES
+from .base import FEATURES, describe_file
 from .columns import find_columns
 from .faults import find_person_faults, find_text_faults
 from .messages import format_problems, shorten
@@ -90,9 +91,12 @@ def prepare_tables(
     splits = {split: dataset.cast_column(roles[split]["image"], datasets.Image()) for split, dataset in splits.items()}
     digest = _digest(splits, roles, checks)
     folder = cache_dir / "eccl-checked-tables" / digest
-    if not folder.is_dir():
-        with complete_folder(folder) as unfinished:
-            _check_and_write(splits, roles, checks, unfinished)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # Another process may be checking the same data set: this one waits for its result.
+    with FileLock(f"{folder}.lock"):
+        if not folder.is_dir():
+            with complete_folder(folder) as unfinished:
+                _check_and_write(splits, roles, checks, unfinished)
     content = json.loads((folder / _FAULTS_FILE).read_text(encoding="utf-8"))
     problems = content["problems"]
     if problems:
@@ -109,6 +113,54 @@ def prepare_tables(
     return prepared, content["captions"]
 
 
+def stream_rows(
+    rows: datasets.IterableDataset, roles: Mapping[str, str], source: str, checks: Checks
+) -> datasets.IterableDataset:
+    """Makes the rows of a stream those of [`~eccl.dataset_scripts.sources.DataSource.stream`].
+
+    Args:
+        rows: the rows of one split.
+        roles: the column of each role, from [`find_roles`].
+        source: name of the data set, for messages.
+        checks: what happens to faulty captions.
+    """
+    features = datasets.Features(
+        {
+            "image": datasets.Image(decode=False),
+            "person_id": rows.features[roles["person_id"]],
+            "captions": datasets.List(datasets.Value("string")),
+            "file_path": datasets.Value("string"),
+        }
+    )
+    rows = rows.select_columns(list(dict.fromkeys(column for role, column in roles.items() if role != "split")))
+    rows = rows.cast_column(roles["image"], datasets.Image(decode=False))
+
+    def read(row: dict[str, Any]) -> dict[str, Any]:
+        image, person, captions = (row[roles[role]] for role in ("image", "person_id", "captions"))
+        # The rows of a stream have no numbers that stay the same: the bytes name an image that has no path.
+        content = b"" if image is None else image["bytes"] or str(image["path"]).encode("utf-8", "surrogateescape")
+        path = row[roles["file_path"]] if "file_path" in roles else hashlib.sha256(content).hexdigest()[:16]
+        captions = captions if isinstance(captions, list) else [captions]
+        faults_of = {index: list(find_text_faults(each, roles["captions"])) for index, each in enumerate(captions)}
+        good = [each for index, each in enumerate(captions) if not faults_of[index]]
+        faults = list(find_person_faults(_to_whole(person), roles["person_id"]))
+        if not captions:
+            faults.append(f"{roles['captions']} is empty, it must have at least one caption")
+        if checks.on_bad_caption == "error":
+            faults += [fault for found in faults_of.values() for fault in found]
+        if faults:
+            raise ValueError(f"{source}, the row of {shorten(path)}: {'; '.join(faults)}")
+        return {"image": image, "person_id": person, "captions": good, "file_path": path}
+
+    rows = rows.map(read, remove_columns=list(rows.features), features=features)
+    return rows.filter(lambda row: bool(row["captions"])) if checks.on_bad_caption == "skip" else rows
+
+
+def _to_whole(person: Any) -> Any:
+    """Turns a float without a fraction into a whole number: pandas makes floats if one number is missing."""
+    return int(person) if isinstance(person, float) and person.is_integer() else person
+
+
 def _digest(splits: Mapping[str, datasets.Dataset], roles: Mapping[str, Mapping[str, str]], checks: Checks) -> str:
     """Returns a digest of everything that the result of the checks depends on."""
     digest = hashlib.sha256(repr((sorted(roles.items()), checks)).encode())
@@ -116,6 +168,13 @@ def _digest(splits: Mapping[str, datasets.Dataset], roles: Mapping[str, Mapping[
         digest.update(source.read_bytes())
     for split, dataset in splits.items():
         digest.update(f"{split} {dataset._fingerprint}".encode())
+        image = roles[split]["image"]
+        for rows in dataset.select_columns(image).with_format("arrow").iter(_BATCH):
+            contents = pc.struct_field(rows[image], "bytes")
+            if contents.null_count:
+                # The images are files, which can change although the table that names them stays the same.
+                for path in pc.struct_field(rows[image], "path").filter(pc.is_null(contents)).to_pylist():
+                    digest.update(describe_file(Path(path or "")))
     return digest.hexdigest()
 
 
@@ -134,15 +193,19 @@ def _check_and_write(
         content["problems"] += lines if choice == "error" else []
         content[name] = lines if choice == "skip" else []
     if not content["problems"]:
-        numbers = number_persons(person for part in parts.values() for person in part.persons)
-        for number, (split, dataset) in enumerate(splits.items()):
+        kept: dict[str, tuple[np.ndarray, pa.Table]] = {}
+        for split, dataset in splits.items():
             try:
-                rows, table = _assemble(split, dataset, roles[split], parts[split], faults[split], numbers)
+                kept[split] = _assemble(split, dataset, roles[split], parts[split], faults[split])
             except ValueError as error:
                 content["problems"].append(str(error))
-                continue
+        persons = {split: [parts[split].persons[row] for row in rows.tolist()] for split, (rows, _) in kept.items()}
+        numbers = number_persons(person for part in persons.values() for person in part)
+        for number, (split, (rows, table)) in enumerate(kept.items()):
+            ids = pa.array([numbers.get(person, person) for person in persons[split]], pa.int32())
+            table = table.add_column(0, "person_id", ids)
             # Usually no row was joined or left out, and the list would be long.
-            is_whole = len(rows) == len(dataset)
+            is_whole = len(rows) == len(splits[split])
             content["rows"][split] = None if is_whole else rows.tolist()
             with pa.OSFile(str(folder / f"{number}.arrow"), "wb") as file, pa.ipc.new_stream(file, table.schema) as out:
                 out.write_table(table, max_chunksize=_BATCH)
@@ -220,8 +283,7 @@ def _read_columns(dataset: datasets.Dataset, roles: Mapping[str, str]) -> _Colum
         captions = captions.flatten()
     paths = _only_chunk(table[roles["file_path"]]) if "file_path" in roles else None
     persons = table[roles["person_id"]].to_pylist()
-    # pandas turns whole numbers into floats if one of them is missing.
-    persons = [int(each) if isinstance(each, float) and each.is_integer() else each for each in persons]
+    persons = [_to_whole(each) for each in persons]
     return _Columns(persons, captions.cast(pa.string()), lengths, None if paths is None else paths.cast(pa.string()))
 
 
@@ -236,8 +298,10 @@ def _check_split(split: str, dataset: datasets.Dataset, roles: Mapping[str, str]
             f"{split} record {row}: {fault}" for fault in find_person_faults(person, roles["person_id"])
         ]
     if part.paths is not None:
-        for row in np.flatnonzero(part.paths.is_null().to_numpy(zero_copy_only=False)).tolist():
-            faults.problems.append(f"{split} record {row}: {roles['file_path']} is None, it must be a text")
+        is_missing = pc.fill_null(pc.equal(part.paths, ""), True)
+        for row in np.flatnonzero(is_missing.to_numpy(zero_copy_only=False)).tolist():
+            value = shorten(part.paths[row].as_py())
+            faults.problems.append(f"{split} record {row}: {roles['file_path']} is {value}, it must be a path")
     first_caption = np.cumsum(part.lengths) - part.lengths
     is_list = not _is_text(dataset.data.schema.field(roles["captions"]).type)
     for row in np.flatnonzero(part.lengths == 0).tolist():
@@ -288,12 +352,11 @@ def _assemble(
     roles: Mapping[str, str],
     part: _Columns,
     faults: _Faults,
-    numbers: Mapping[Any, int],
 ) -> tuple[np.ndarray, pa.Table]:
     """Makes the rows of a split, without the faulty images and captions, the rows of an image joined.
 
     Returns:
-        `(images,)`: the row that has each image; and the other columns.
+        `(images,)`: the row that has each image; and the other columns but `person_id`.
     """
     row_of_caption = np.repeat(np.arange(len(part.lengths)), part.lengths)
     keep = np.ones(len(part.captions), dtype=bool)
@@ -305,21 +368,19 @@ def _assemble(
         raise ValueError(f"no row of split {split} can be read")
     image_of_row = _find_images(dataset, roles, part, rows)
     # The captions of an image follow each other, in the order of the rows.
-    image_of_caption = np.full(len(part.lengths), -1)
-    image_of_caption[rows] = image_of_row
+    image_of_each_row = np.full(len(part.lengths), -1)
+    image_of_each_row[rows] = image_of_row
     kept = np.flatnonzero(keep)
-    kept = kept[np.argsort(image_of_caption[row_of_caption[kept]], kind="stable")]
+    kept = kept[np.argsort(image_of_each_row[row_of_caption[kept]], kind="stable")]
     counts = np.bincount(image_of_row, weights=lengths[rows]).astype(np.int64)
     first_rows = rows[np.unique(image_of_row, return_index=True)[1]]
     _require_one_person(split, part, rows, image_of_row, first_rows)
     offsets = pa.array(np.concatenate([[0], np.cumsum(counts)]), pa.int32())
-    persons = [part.persons[row] for row in first_rows.tolist()]
     # A row without a path gets a name that no other row has.
     paths = part.paths.take(pa.array(first_rows)) if part.paths is not None else None
     names = [f"{split}/{number:07d}" for number in range(len(first_rows))] if paths is None else paths
     table = pa.table(
         {
-            "person_id": pa.array([numbers.get(person, person) for person in persons], pa.int32()),
             "image_id": pa.array(np.arange(len(first_rows)), pa.int32()),
             "captions": pa.ListArray.from_arrays(offsets, part.captions.take(pa.array(kept))),
             "file_path": pa.array(names, pa.string()) if isinstance(names, list) else names,
@@ -369,4 +430,4 @@ def _require_one_person(
         raise ValueError(f"{len(problems)} faulty rows: {format_problems(problems)}")
 
 
-__all__ = ["prepare_tables"]
+__all__ = ["find_roles", "prepare_tables", "stream_rows"]

@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,6 +34,7 @@ from eccl.utils.files import (
 )
 
 if TYPE_CHECKING:
+    from eccl.dataset_scripts.sources import DataSource
     from eccl.eval.scoring import Evaluation
 
 
@@ -106,18 +108,22 @@ def _add_input_options(parser: CommandParser) -> None:
         type=float,
         help="score the persons of --split that a training with this --eval_fraction and --seed has cut off",
     )
-    add_shared_option(parser, "seed", help="seed of the training that has cut off the persons of --eval_fraction")
+    add_shared_option(
+        parser, "seed", default=None, help="seed of the training that has cut off the persons of --eval_fraction"
+    )
 
 
 def check_arguments(parser: CommandParser, options: argparse.Namespace) -> None:
     """Refuses options that contradict each other, and folders that cannot be written."""
+    if (options.eval_fraction is None) != (options.seed is None):
+        parser.error("--eval_fraction and --seed belong together: give both, as the training had them")
     if options.rerank and options.direction == "image_to_text":
         parser.error("--rerank only applies to text_to_image, because it compares images with images")
     if options.before and len(options.dataset) > 1:
         parser.error(f"--before shows one earlier evaluation, but there are {len(options.dataset)} --dataset: give one")
     if options.overwrite and not options.output_dir:
         parser.error("--overwrite only applies to --output_dir, which is missing")
-    names = [name for name in options.dataset if os.path.exists(name)]
+    names = [path for path in map(os.path.expanduser, options.dataset) if os.path.exists(path)]
     inputs = {"--model": options.model, "--base": [options.base], "--data_dir": options.data_dir, "--dataset": names}
     for option in ("output_dir", "cache_dir"):
         if folder := getattr(options, option):
@@ -128,18 +134,23 @@ def check_arguments(parser: CommandParser, options: argparse.Namespace) -> None:
         require_no_input(Path(options.output_dir, _OUTPUTS[0]), {"--before": options.before})
 
 
-def assign_folders(parser: CommandParser, options: argparse.Namespace) -> list[str | None]:
-    """Returns the `--data_dir` of each `--dataset`; a path, or a data set of the Hub, needs none."""
-    needs = [not os.path.exists(name) and "/" not in name for name in options.dataset]
-    if len(options.data_dir) == len(options.dataset):
-        return list(options.data_dir)
-    if len(options.data_dir) != sum(needs):
-        parser.error(
-            f"there are {len(options.dataset)} --dataset and {len(options.data_dir)} --data_dir: give one --data_dir "
-            "for each --dataset that is no path and no data set of the Hub"
-        )
-    folders = iter(options.data_dir)
-    return [next(folders) if needed else None for needed in needs]
+def make_sources(parser: CommandParser, options: argparse.Namespace) -> "list[DataSource]":
+    """Makes the source of each `--dataset`, with its `--data_dir`; a path, or a data set of the Hub, needs none."""
+    # Imported here, because the import takes a second.
+    from eccl.dataset_scripts.sources import DataSource
+
+    alone = [DataSource.of_options(options, name, None, "--dataset") for name in options.dataset]
+    needs = [source.path is None and "/" not in source.name for source in alone]
+    folders: list[str | None] = list(options.data_dir)
+    if len(folders) != len(alone):
+        if len(folders) != sum(needs):
+            parser.error(
+                f"there are {len(alone)} --dataset and {len(folders)} --data_dir: give one --data_dir for each "
+                "--dataset that is no path and no data set of the Hub"
+            )
+        given = iter(folders)
+        folders = [next(given) if needed else None for needed in needs]
+    return [replace(source, data_dir=folder) for source, folder in zip(alone, folders, strict=True)]
 
 
 def read_before(file: Path) -> dict[str, float]:
@@ -195,21 +206,16 @@ def main(arguments: list[str]) -> None:
     parser = make_parser()
     options = parser.parse_args(arguments)
     check_arguments(parser, options)
-    folders = assign_folders(parser, options)
+    sources = make_sources(parser, options)
     before = read_before(Path(options.before)) if options.before else None
     folder = Path(options.output_dir) if options.output_dir else None
     with claim_outputs(folder, options.overwrite):
         say("evaluate_eccl: loading torch and transformers")
         # Imported here, so that --help and a mistake in the arguments answer at once.
-        from eccl.dataset_scripts.sources import DataSource
         from eccl.eval.scoring import Settings, check_names, evaluate_models, load_benchmarks
 
         check_names(options.model, options.base)
-        sources = [
-            DataSource.of_options(options, name, data_dir, "--dataset")
-            for name, data_dir in zip(options.dataset, folders, strict=True)
-        ]
-        benchmarks = load_benchmarks(sources, options.split, options.eval_fraction, options.seed)
+        benchmarks = load_benchmarks(sources, options.split, options.eval_fraction, options.seed or 0)
         settings = Settings(
             directions=tuple(DIRECTIONS) if options.direction == "both" else (options.direction,),
             rerank=options.rerank,

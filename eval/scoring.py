@@ -179,7 +179,10 @@ def _take_split(source: DataSource, splits: datasets.DatasetDict, split: str) ->
     for part in split.split("+"):
         name = part.partition("[")[0].strip()
         if name not in splits:
-            raise ValueError(f"Unknown split in --split {split!r}: {source} has {', '.join(splits)}")
+            raise ValueError(
+                f"Unknown split in --split {split!r}: {source} has {', '.join(splits)}; --split names one of them. To "
+                "score persons that a training has cut off, add its --eval_fraction and --seed"
+            )
         slices = datasets.ReadInstruction.from_spec(part.strip()).to_absolute({name: len(splits[name])})
         parts += [splits[name].select(range(each.from_, each.to)) for each in slices]
     dataset = datasets.concatenate_datasets(parts)

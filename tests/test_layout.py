@@ -40,7 +40,7 @@ ALLOWED = {
     "utils": {"transformers", "PIL", "huggingface_hub", "eccl.processing_eccl", "eccl.utils"},
     "hub": {*HUB_PACKAGES, "peft", *(f"eccl.{name}" for name in ROOT_FILES), "eccl.hub", "eccl.utils"},
     "dataset_scripts": {
-        *("datasets", "PIL", "numpy", "tqdm", "pyarrow", "imagehash", "huggingface_hub", "transformers"),
+        *("datasets", "PIL", "numpy", "tqdm", "pyarrow", "filelock", "imagehash", "huggingface_hub", "transformers"),
         *("eccl.processing_eccl", "eccl.dataset_scripts", "eccl.hub.publish", "eccl.utils"),
     },
     # The loss of pre-training on the synthetic benchmark is next to its generator.

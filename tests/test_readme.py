@@ -256,9 +256,10 @@ def write_own_data(reader: "Reader", hub: LoopbackHub) -> None:
     for record in records:
         lines += [f'RSTPReid/imgs/{record["img_path"]},"{caption}",{record["id"]}' for caption in record["captions"]]
     (data / "mine.csv").write_text("\n".join(lines))
-    words = ["rstpreid", "--data_dir", "/data/RSTPReid", "--output_dir", "exported"]
+    (data / "crops.csv").write_text("\n".join(["crop,sentence,who", *lines[1:]]))
+    words = ["rstpreid", "--data_dir", "/data/RSTPReid", "--output_dir", "for-the-hub"]
     reader.run(sys.executable, "-m", "eccl.dataset_scripts.export", *words)
-    exported = reader.folder / "exported"
+    exported = reader.folder / "for-the-hub"
     files = {path.relative_to(exported).as_posix(): path.read_bytes() for path in exported.rglob("*") if path.is_file()}
     hub.repositories["dataset", "me/my-pedes"] = {"private": True, "commits": [("0" * 40, files)]}
 

@@ -19,21 +19,23 @@ _logger = logging.getLogger(__name__)
 # Rows. A stream is shuffled within a buffer, and by files.
 SHUFFLE_BUFFER = 1_000
 _OPEN_FILES = 4
+# Images that are left out and named.
+_NAMED = 10
 
 
 class StreamedPairs(IterableDataset):
     """Pairs of a stream, without end: after the last row, the stream starts again in another order.
 
-    In each pass, every image is drawn once, with one of its captions; the next pass takes the next caption. The order
+    In each pass, every row is drawn once, with one of its captions; the next pass takes the next caption. The order
     and the augmentation depend on the seed, the pass, the number of processes and the number of workers.
 
     Args:
-        rows: a stream with the columns `image` (not decoded), `person_id`, `captions` and `file_path`.
+        rows: a stream with the columns `image` (not decoded), `person_id`, `captions` (a list) and `file_path`.
         name: name of the data set, for messages and for the record of the run.
         processor: gives the size of the images and the colour of erased rectangles.
         augment: apply the published augmentation.
         seed: seed of the order and of the augmentation.
-        skip_bad_images: leave unreadable images out, with one warning for each of the first ten.
+        skip_bad_images: leave unreadable images out, with a warning for each of the first ten, and with their number.
     """
 
     def __init__(
@@ -55,10 +57,10 @@ class StreamedPairs(IterableDataset):
         own = split_dataset_by_node(self.rows, rank, world_size)
         # Each open Parquet file takes memory.
         own = own.shuffle(seed=self.seed, buffer_size=SHUFFLE_BUFFER, max_buffer_input_shards=_OPEN_FILES)
-        left_out, epoch, found = 0, 0, True
+        epoch, found = 0, True
         while found:
             # A worker without rows, for example one of more workers than files, ends.
-            found = False
+            found, left_out = False, 0
             own.set_epoch(epoch)
             for row in own:
                 try:
@@ -67,21 +69,19 @@ class StreamedPairs(IterableDataset):
                     if not self.skip_bad_images:
                         raise ValueError(f"{self.name}, {row['file_path']}: {error}") from error
                     left_out += 1
-                    if left_out <= 10:
+                    if epoch == 0 and left_out <= _NAMED:
                         _logger.warning(f"{self.name}, {row['file_path']}: left out, {error}")
                     continue
                 found = True
                 yield item
+            if left_out and not found:
+                raise ValueError(f"{self.name}: no image can be read, {left_out:,} are left out")
+            if epoch == 0 and left_out > _NAMED:
+                _logger.warning(f"{self.name}: {left_out:,} images are left out in the first pass")
             epoch += 1
 
     def _make_item(self, row: dict[str, Any], epoch: int) -> dict[str, Any]:
-        captions = row["captions"]
-        captions = [captions] if isinstance(captions, str) else captions
-        if not captions or not all(isinstance(caption, str) and caption.strip() for caption in captions):
-            raise ValueError(f"captions is {captions!r}, it must be at least one sentence")
-        if row["person_id"] is None or row["person_id"] == "" or row["person_id"] != row["person_id"]:
-            raise ValueError(f"person_id is {row['person_id']!r}, it must be a whole number or a text")
-        key = str(row["file_path"])
+        captions, key = row["captions"], str(row["file_path"])
         start = _digest(key)
         rng = random.Random(f"{self.seed}/{epoch}/{start}")
         caption = captions[(start + epoch) % len(captions)]

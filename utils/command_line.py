@@ -178,10 +178,19 @@ def command(main: Callable[[list[str]], None]) -> Callable[..., None]:
             # A progress bar ends its line when the frame that shows it has gone.
             traceback.clear_frames(error.__traceback__)
             # Some libraries break their messages into lines.
-            print(f"error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
+            print(f"error: {printable(' '.join(_message_of(error).split()))}", file=sys.stderr)
             sys.exit(2)
 
     return run
+
+
+def _message_of(error: Exception) -> str:
+    """Returns the message of an error; that of a worker of a `DataLoader` comes with the worker's traceback."""
+    text = str(error)
+    if not (text.startswith("Caught ") and "in DataLoader worker process" in text.partition("\n")[0]):
+        return text
+    start = f"\n{type(error).__name__}: "
+    return text[text.rindex(start) + len(start) :] if start in text else text
 
 
 def _is_mistake(error: Exception) -> bool:

@@ -110,10 +110,12 @@ def test_a_variant_is_a_file_that_exists(tmp_path_factory, name):
     stored = unicodedata.normalize("NFC", f"a{name.strip()}b")[:60]
     (root / stored).write_bytes(b"x")
     files = list(walk_files(root))
-    for written in (f" {stored}", f"imgs/{stored}", stored.upper(), unicodedata.normalize("NFD", stored)):
+    assert files == [stored]
+    # Upper case is left out: for some letters, lower case does not lead back.
+    for written in (f" {stored}", f"imgs/{stored}", f" imgs\\{stored} ", unicodedata.normalize("NFD", stored)):
         found = find_variants([written], root)
-        assert written not in found or found[written].path in files
-    assert find_variants([f" imgs\\{stored} "], root)[f" imgs\\{stored} "].path == stored
+        assert found[written].path == stored and found[written].difference
+    assert find_variants(["x" + stored], root) == {}
 
 
 def test_the_hint_about_downloads_is_for_whole_top_folders_of_a_benchmark(make_raw):
@@ -142,8 +144,8 @@ def test_a_snapshot_of_the_hub_loads_and_equal_files_in_it_are_two_images(make_r
     # Elsewhere the same links leave the data set.
     moved = tmp_path / "elsewhere" / "deep" / "set"
     shutil.copytree(snapshot, moved, symlinks=True)
-    (tmp_path / "blobs").symlink_to(tmp_path / "hub" / "datasets--me--x" / "blobs")
-    with pytest.raises((ValueError, OSError)):
+    shutil.copytree(tmp_path / "hub" / "datasets--me--x" / "blobs", tmp_path / "elsewhere" / "blobs")
+    with pytest.raises(ValueError, match=r"record 0: 'cam_a/0\.jpg' is a link to a file outside imgs/, and so are the"):
         load(moved)
 
 

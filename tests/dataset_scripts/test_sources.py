@@ -191,7 +191,9 @@ def test_columns_are_mapped_by_the_user(tmp_path):
     message = error_of(DataSource(str(tmp_path)))
     assert "has no column for person_id (a whole number or a text for each person)" in message
     assert "it has image, caption, wanted, who" in message and "--columns person_id=COLUMN" in message
-    assert "captions (columns names 'nothing')" in error_of(DataSource(str(tmp_path), columns={"captions": "nothing"}))
+    assert "captions: 'nothing', which columns names, is not there" in error_of(
+        DataSource(str(tmp_path), columns={"captions": "nothing"})
+    )
     for words, reason in (
         (["pid"], "must be ROLE=COLUMN"),
         (["colour=a"], "colour=a must be ROLE=COLUMN, with a role of image, captions"),
@@ -199,6 +201,38 @@ def test_columns_are_mapped_by_the_user(tmp_path):
     ):
         with pytest.raises(ValueError, match=reason):
             parse_columns(words)
+
+
+def test_a_column_that_is_named_for_a_role_is_of_no_other(tmp_path):
+    write_table(tmp_path / "t.parquet", [picture(0)], label=["a hat"], image_id=[7])
+    (rows,) = load(DataSource(str(tmp_path), columns={"captions": "label"})).values()
+    assert rows["captions"] == [["a hat"]] and rows["person_id"] == [7]
+
+
+def test_a_list_has_its_paths_below_the_folder_or_below_imgs(tmp_path):
+    write_images(tmp_path / "imgs", 2)
+    for paths in (["imgs/0.png", "imgs/1.png"], ["0.png", "1.png"]):
+        rows = [entry(image=path, image_id=number) for number, path in enumerate(paths)]
+        rows[1]["split"] = "validation"
+        (tmp_path / "all.json").write_text(json.dumps(rows))
+        splits = load(DataSource(str(tmp_path)))
+        assert [splits["train"]["file_path"][0], splits["val"]["file_path"][0]] == paths
+
+
+def test_a_list_with_a_missing_folder_gives_no_hint_about_downloads(tmp_path):
+    rows = [entry(image="gone/0.png"), entry(image="gone/1.png")]
+    text = error_of(flat(tmp_path, json.dumps(rows)))
+    assert "gone does not exist: 2 records have images there" in text and "newer downloads" not in text
+
+
+def test_a_column_of_paths_can_be_the_image_and_its_name(tmp_path):
+    write_images(tmp_path, 2)
+    (tmp_path / "a.csv").write_text("crop,who,sentence\n0.png,x,red\n1.png,y, two  words \n")
+    columns = {"file_path": "crop", "image": "crop", "person_id": "who", "captions": "sentence"}
+    (rows,) = load(DataSource(str(tmp_path), columns=columns)).values()
+    assert rows["file_path"] == ["0.png", "1.png"] and rows["captions"] == [["red"], [" two  words "]]
+    (tmp_path / "a.csv").write_text("image;pid;caption\n0.png;1;red\n")
+    assert "a table must have commas, or tabs in a .tsv file" in error_of(DataSource(str(tmp_path)))
 
 
 # -- Splits
@@ -217,6 +251,8 @@ def test_a_single_split_is_cut_by_person(tmp_path):
     assert any(
         set(choose_splits(source, eval_fraction=0.5, seed=n).evaluation["person_id"]) != others for n in range(5)
     )
+    # At least one person stays.
+    assert len(set(choose_splits(source, eval_fraction=0.99).train["person_id"])) == 1
     # By default a tenth is cut off, at least one person.
     assert len(set(choose_splits(source).evaluation["person_id"])) == 1
     assert choose_splits(source, evaluated=False).evaluation is None
@@ -224,6 +260,8 @@ def test_a_single_split_is_cut_by_person(tmp_path):
         choose_splits(source, eval_split="test")
     with pytest.raises(ValueError, match=r"eval_fraction is 1\.5, it must be between 0 and 1"):
         choose_splits(source, eval_fraction=1.5)
+    with pytest.raises(ValueError, match=r"eval_fraction is 0\.5, but nothing is evaluated"):
+        choose_splits(source, eval_fraction=0.5, evaluated=False)
     with pytest.raises(ValueError, match="has 1 person, at least 2 are needed"):
         cut_by_person(splits.train.filter(lambda row: row["person_id"] == min(persons)), 0.5, 0)
 
@@ -251,6 +289,9 @@ def test_persons_of_training_in_the_evaluation_are_refused(tmp_path):
         choose_splits(source)
     with pytest.raises(ValueError, match="train_split and eval_split are both train"):
         choose_splits(source, eval_split="train")
+    with pytest.raises(ValueError, match=r"eval_fraction is 0\.5, but .* has a split val: leave eval_fraction out"):
+        choose_splits(source, eval_fraction=0.5)
+    assert choose_splits(source, eval_fraction=0.5, eval_split="held_out").eval_split == "held_out"
 
 
 # -- What is refused
@@ -367,7 +408,9 @@ def test_columns_of_a_wrong_type_are_refused_together(tmp_path):
 
 def test_a_row_without_a_path_is_refused(tmp_path):
     write_table(tmp_path / "t.parquet", [picture(0), picture(1)], pid=[1, 2], caption=["a", "b"], path=["x", None])
-    assert "train record 1: path is None, it must be a text" in error_of(DataSource(str(tmp_path)))
+    assert "train record 1: path is None, it must be a path" in error_of(DataSource(str(tmp_path)))
+    write_table(tmp_path / "t.parquet", [picture(0), picture(1)], pid=[1, 2], caption=["a", "b"], path=["x", ""])
+    assert "train record 1: path is '', it must be a path" in error_of(DataSource(str(tmp_path)))
 
 
 def test_a_person_that_is_nan_in_a_table_is_refused(tmp_path):
@@ -393,6 +436,50 @@ def test_faulty_rows_of_a_table_are_left_out_on_request(tmp_path):
     assert rows["captions"] == [["red"], ["hat"]] and rows["person_id"] == [1, 3] and len(data.bad_captions) == 2
     text = "".join(str(each.message) for each in warned)
     assert "1 images are left out" in text and "2 captions are left out" in text and "train record 1" in text
+
+
+def test_persons_are_numbered_after_rows_are_left_out(tmp_path):
+    images = [b"no picture", picture(1), picture(2)]
+    write_table(tmp_path / "a" / "train.parquet", images, pid=["a", "b", "c"], caption=["red"] * 3)
+    write_images(tmp_path / "b", 3)
+    (tmp_path / "b" / "0.png").write_bytes(b"no picture")
+    entries = [entry(image=f"{n}.png", image_id="abc"[n]) for n in range(3)]
+    (tmp_path / "b" / "all.json").write_text(json.dumps(entries))
+    for name in ("a", "b"):
+        with pytest.warns(UserWarning, match="left out"):
+            (rows,) = load(DataSource(str(tmp_path / name), checks=Checks("skip"))).values()
+        assert rows["person_id"] == [0, 1]
+
+
+def test_a_changed_image_or_list_is_read_again(tmp_path):
+    """Also an image file that Parquet names by its path, and the split that a list has been given."""
+    source = flat(tmp_path / "list", json.dumps([entry(), entry(image="1.png", image_id=8)]))
+    assert len(load(source)["train"]) == 2
+    (tmp_path / "list" / "0.png").write_bytes(b"no picture")
+    assert "record 0: '0.png' cannot be decoded" in error_of(source)
+    (tmp_path / "list" / "0.png").write_bytes(picture(5))
+    assert np.asarray(load(source)["train"]["image"][0])[0, 0, 2] == 5
+    # A file that the list does not name changes nothing.
+    fingerprint = source._make_builder().config.fingerprint()
+    (tmp_path / "list" / "notes.txt").write_text("mine")
+    assert source._make_builder().config.fingerprint() == fingerprint
+    for split in ("query", "train"):
+        files = {split: "pairs.json"}
+        assert list(datasets.load_dataset("person_pairs", data_dir=str(tmp_path / "list"), data_files=files)) == [split]
+    write_images(tmp_path / "folder" / "train", 2)
+    table = {"file_name": ["0.png", "1.png"], "pid": [1, 2], "caption": ["a", "b"]}
+    pq.write_table(pa.table(table), tmp_path / "folder" / "train" / "metadata.parquet")
+    source = DataSource("imagefolder", str(tmp_path / "folder"))
+    (tmp_path / "folder" / "train" / "1.png").write_bytes(b"no picture")
+    assert "train record 1: image cannot be decoded" in error_of(source)
+    (tmp_path / "folder" / "train" / "1.png").write_bytes(picture(9))
+    assert len(load(source)["train"]) == 2
+
+
+def test_other_files_beside_parquet_do_not_make_a_list(tmp_path):
+    write_table(tmp_path / "train.parquet", [picture(0)], pid=[1], caption=["a"])
+    (tmp_path / "report.json").write_text("{}")
+    assert len(load(DataSource(str(tmp_path)))["train"]) == 1
 
 
 @pytest.mark.parametrize("form", ["json", "table"])

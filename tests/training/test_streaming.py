@@ -12,6 +12,7 @@ import pytest
 import torch
 from transformers import CLIPTokenizer
 
+from eccl.dataset_scripts.records import Checks
 from eccl.dataset_scripts.sources import DataSource
 from eccl.modeling_eccl import ECCLModel
 from eccl.processing_eccl import ECCLProcessor
@@ -116,19 +117,52 @@ def test_a_faulty_row_stops_the_stream_or_is_left_out(parquet, processor, caplog
     paths = [item["file_path"] for item in itertools.islice(make_pairs(parquet, processor, skip_bad_images=True), 14)]
     assert bad not in paths and len(set(paths)) == 7 and f"{bad}: left out" in caplog.text
     for change, message in (
-        ({"text": ["red", " "]}, "captions is .* it must be at least one sentence"),
-        ({"pid": ""}, "person_id is '', it must be a whole number or a text"),
+        ({"text": ["red", "..."]}, r"set, split train, the row of '.*': text is '\.\.\.', it must be"),
+        ({"pid": ""}, "pid is '', it must be a whole number or a text"),
     ):
         pq.write_table(pa.Table.from_pylist([table[0] | change]), parquet / "train-00000-of-00002.parquet")
         with pytest.raises(ValueError, match=message):
             list(itertools.islice(make_pairs(parquet, processor), 16))
 
 
-def test_a_stream_of_bad_images_alone_ends(parquet, processor):
+def test_a_stream_of_bad_images_alone_is_refused(parquet, processor):
     for file in parquet.glob("*.parquet"):
         rows = [row | {"img": {"bytes": b"no", "path": None}} for row in pq.read_table(file).to_pylist()]
         pq.write_table(pa.Table.from_pylist(rows), file)
-    assert list(make_pairs(parquet, processor, skip_bad_images=True)) == []
+    with pytest.raises(ValueError, match="a stream: no image can be read, 8 are left out"):
+        list(make_pairs(parquet, processor, skip_bad_images=True))
+
+
+def test_bad_captions_of_a_stream_are_left_out_on_request(parquet, processor):
+    file = parquet / "train-00000-of-00002.parquet"
+    rows = pq.read_table(file).to_pylist()
+    rows[0]["text"], rows[1]["text"] = ["red", " "], ["..."]
+    pq.write_table(pa.Table.from_pylist(rows), file)
+    source = DataSource(str(parquet), columns={"person_id": "pid"}, checks=Checks(on_bad_caption="skip"))
+    pairs = StreamedPairs(source.stream("train"), "x", processor, augment=False)
+    items = list(itertools.islice(pairs, 14))
+    assert {item["caption"] for item in items if item["file_path"] == rows[0]["file_path"]} == {"red"}
+    assert rows[1]["file_path"] not in {item["file_path"] for item in items}
+
+
+def test_an_image_without_a_path_is_named_by_its_bytes(parquet, processor, benchmark):
+    for file in parquet.glob("*.parquet"):
+        pq.write_table(pq.read_table(file).drop_columns("file_path"), file)
+    items = list(itertools.islice(make_pairs(parquet, processor, augment=False), 8))
+    pictures = [path.read_bytes() for path in (benchmark / "imgs").rglob("*.*")]
+    names = {hashlib.sha256(content).hexdigest()[:16] for content in pictures}
+    assert len({item["file_path"] for item in items}) == len({item["image_index"] for item in items}) == 8
+    assert {item["file_path"] for item in items} <= names
+
+
+def test_a_list_with_mapped_columns_is_streamed(benchmark, processor, tmp_path):
+    records = [each for each in json.loads((benchmark / "reid_raw.json").read_text()) if each["split"] == "train"]
+    rows = [{"crop": each["file_path"], "who": each["id"], "sentence": each["captions"]} for each in records]
+    (tmp_path / "list.json").write_text(json.dumps(rows))
+    columns = {"image": "crop", "person_id": "who"}
+    source = DataSource(str(tmp_path / "list.json"), str(benchmark), columns=columns)
+    items = list(itertools.islice(StreamedPairs(source.stream("train"), "x", processor), 8))
+    assert {item["file_path"] for item in items} == {each["file_path"] for each in records}
 
 
 def digest(folder):
