@@ -166,6 +166,16 @@ def test_links_out_of_the_data_set_share_one_line_and_load_on_request(make_raw, 
         load(root, follow_links=True)
 
 
+def test_the_target_of_a_linked_file_is_part_of_the_data_set(make_raw, tmp_path):
+    root, _ = make_raw()
+    shutil.move(root / "imgs" / "cam_a" / "0.jpg", tmp_path / "outside.jpg")
+    (root / "imgs" / "cam_a" / "0.jpg").symlink_to(tmp_path / "outside.jpg")
+    assert load(root, follow_links=True)[0]["image"].size == (37, 91)
+    (tmp_path / "outside.jpg").write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"record 0: 'cam_a/0\.jpg' cannot be decoded"):
+        load(root, follow_links=True)
+
+
 def test_linked_folders_in_a_circle_are_entered_once(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "x.png").write_bytes(b"x")
