@@ -16,6 +16,7 @@ import eccl.dataset_scripts  # noqa: F401  (registers the builders)
 from eccl.encoding_eccl import embed_captions, embed_images
 from eccl.processing_eccl import ECCLImageProcessor, ECCLProcessor
 from eccl.training.augmentation import augment_image, drop_words, random_erase
+from eccl.training.fingerprint import digest_split
 from eccl.training.pairs import CaptionPairs, PairCollator, PairDraw
 from eccl.training.samplers import IdentitySampler, PairSampler
 from eccl.utils import shipped
@@ -201,3 +202,27 @@ def test_the_shipped_tokenizer_is_the_published_vocabulary():
     assert tokenizer.get_vocab() == published.get_vocab()
     for caption in ("a man's grey t-shirt", "porté naïve", "blue jeans and white sneakers 22"):
         assert tokenizer(caption)["input_ids"] == published(caption)["input_ids"]
+
+
+def test_the_digest_of_a_split_covers_each_column_and_the_sizes_of_the_images():
+    def digest(**changes) -> str:
+        row = {"image": {"bytes": b"abc", "path": None}, "person_id": 1, "captions": ["a man"], "file_path": "a.png"}
+        features = datasets.Features(
+            {
+                "image": datasets.Image(),
+                "person_id": datasets.Value("int32"),
+                "captions": datasets.List(datasets.Value("string")),
+                "file_path": datasets.Value("string"),
+            }
+        )
+        return digest_split(datasets.Dataset.from_list([row | changes, row], features=features))
+
+    digests = [
+        digest(),
+        digest(image={"bytes": b"abcd", "path": None}),
+        digest(person_id=2),
+        digest(captions=["a man", "a hat"]),
+        digest(captions=["a woman"]),
+        digest(file_path="b.png"),
+    ]
+    assert len(set(digests)) == len(digests) and digest() == digests[0]
