@@ -14,6 +14,7 @@ import datasets
 import pyarrow as pa
 from datasets.exceptions import DatasetNotFoundError, DatasetsError
 from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
+from huggingface_hub import constants
 
 from . import BENCHMARKS, BUILDERS
 from .annotations import Layout, SplitSize
@@ -141,7 +142,9 @@ class DataSource:
             return PersonData(splits, builder, layout, builder.annotation.parent, bad_captions)
         cache_dir = Path(builder._cache_dir_root)
         splits = {str(canonical_split(split)): dataset for split, dataset in splits.items()}
-        prepared, bad_captions = prepare_tables(splits, str(self), self.roles, self.checks, cache_dir)
+        prepared, bad_captions = prepare_tables(
+            splits, str(self), self.roles, self.checks, cache_dir, self._image_roots()
+        )
         return PersonData(prepared, builder, None, None, bad_captions)
 
     def stream(self, split: str = "train") -> datasets.IterableDataset:
@@ -167,7 +170,14 @@ class DataSource:
             rows = rows if rows.features is not None else rows._resolve_features()
         # The builders of this project have mapped the columns already.
         roles = find_roles(rows.features, {} if builder.name in BUILDERS else self.roles, str(self))
-        return stream_rows(rows, roles, f"{self}, split {split}", self.checks)
+        roots = [builder.config.find_files().folder] if builder.name in BUILDERS else self._image_roots()
+        return stream_rows(rows, roles, f"{self}, split {split}", self.checks, roots)
+
+    def _image_roots(self) -> list[Path]:
+        """Returns the folders that the images of a table may be in: its own folder, and the caches of the Hub."""
+        caches = [constants.HF_HUB_CACHE, datasets.config.HF_DATASETS_CACHE, datasets.config.DOWNLOADED_DATASETS_PATH]
+        own = [self.location] if self.location else []
+        return [Path(each).expanduser().resolve() for each in (*own, *caches)]
 
     def _make_builder(self) -> datasets.DatasetBuilder:
         # What is as by default would give the prepared data set another name.
@@ -180,6 +190,8 @@ class DataSource:
             return datasets.load_dataset_builder(self.name, data_dir=self.data_dir, **checks)
         if path is not None and not path.exists():
             raise FileNotFoundError(f"the data set {self.name} does not exist")
+        if path is not None and not (path.is_file() or path.is_dir()):
+            raise ValueError(f"the data set {self.name} is neither a file nor a folder")
         if path is not None and path.is_file():
             self._refuse("a file", "config", "revision")
             folder = self.data_dir or str(path.absolute().parent)
@@ -221,7 +233,13 @@ class DataSource:
                 f"{self.option} is {self.name!r}: there is no such file or folder, and the Hub cannot give it: "
                 f"{reason}; a private data set needs a login (hf auth login), a gated one its owners' consent, too"
             ) from error
-        except (DatasetsError, pa.ArrowException, UnicodeError) as error:
+        # The checks of this project raise these two.
+        except (ValueError, OSError) as error:
+            if isinstance(error, (UnicodeError, pa.ArrowException)):
+                raise ValueError(f"{self} cannot be read: {error}") from error
+            raise
+        # On malformed files, the library and those below it raise errors of many types.
+        except Exception as error:
             cause: BaseException = error
             while cause.__cause__ is not None and isinstance(cause, DatasetsError):
                 cause = cause.__cause__

@@ -6,7 +6,7 @@ The rows become those of the benchmarks' builders, see [`~eccl.dataset_scripts.b
 import hashlib
 import json
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -65,7 +65,12 @@ class _Columns:
 
 
 def prepare_tables(
-    splits: Mapping[str, datasets.Dataset], source: str, columns: Mapping[str, str], checks: Checks, cache_dir: Path
+    splits: Mapping[str, datasets.Dataset],
+    source: str,
+    columns: Mapping[str, str],
+    checks: Checks,
+    cache_dir: Path,
+    roots: Sequence[Path],
 ) -> tuple[datasets.DatasetDict, list[str]]:
     """Makes the rows of a data set those of the benchmarks' builders.
 
@@ -78,6 +83,7 @@ def prepare_tables(
         columns: the columns that are not named as usual, by role.
         checks: what happens to faulty images and captions.
         cache_dir: folder that keeps the result of the checks, so that they run once.
+        roots: the folders that images may be in if a table names them by their paths.
 
     Returns:
         The splits, and a line for each caption that was left out.
@@ -96,7 +102,7 @@ def prepare_tables(
     with FileLock(f"{folder}.lock"):
         if not folder.is_dir():
             with complete_folder(folder) as unfinished:
-                _check_and_write(splits, roles, checks, unfinished)
+                _check_and_write(splits, roles, checks, unfinished, roots)
     content = json.loads((folder / _FAULTS_FILE).read_text(encoding="utf-8"))
     problems = content["problems"]
     if problems:
@@ -114,7 +120,7 @@ def prepare_tables(
 
 
 def stream_rows(
-    rows: datasets.IterableDataset, roles: Mapping[str, str], source: str, checks: Checks
+    rows: datasets.IterableDataset, roles: Mapping[str, str], source: str, checks: Checks, roots: Sequence[Path]
 ) -> datasets.IterableDataset:
     """Makes the rows of a stream those of [`~eccl.dataset_scripts.sources.DataSource.stream`].
 
@@ -123,6 +129,7 @@ def stream_rows(
         roles: the column of each role, from [`find_roles`].
         source: name of the data set, for messages.
         checks: what happens to faulty captions.
+        roots: the folders that images may be in if a table names them by their paths.
     """
     features = datasets.Features(
         {
@@ -144,6 +151,8 @@ def stream_rows(
         faults_of = {index: list(find_text_faults(each, roles["captions"])) for index, each in enumerate(captions)}
         good = [each for index, each in enumerate(captions) if not faults_of[index]]
         faults = list(find_person_faults(_to_whole(person), roles["person_id"]))
+        if (fault := _find_image_fault(image, roots)) is not None:
+            faults.append(f"{roles['image']} {fault}")
         if not captions:
             faults.append(f"{roles['captions']} is empty, it must have at least one caption")
         if checks.on_bad_caption == "error":
@@ -183,10 +192,13 @@ def _check_and_write(
     roles: Mapping[str, Mapping[str, str]],
     checks: Checks,
     folder: Path,
+    roots: Sequence[Path],
 ) -> None:
     """Checks all rows, and writes what was found, and the columns without the images of each split as `N.arrow`."""
     parts = {split: _read_columns(dataset, roles[split]) for split, dataset in splits.items()}
-    faults = {split: _check_split(split, dataset, roles[split], parts[split]) for split, dataset in splits.items()}
+    faults = {
+        split: _check_split(split, dataset, roles[split], parts[split], roots) for split, dataset in splits.items()
+    }
     content: dict[str, Any] = {"problems": [line for each in faults.values() for line in each.problems], "rows": {}}
     for name, choice in (("images", checks.on_bad_image), ("captions", checks.on_bad_caption)):
         lines = [line for each in faults.values() for line in getattr(each, name).values()]
@@ -291,7 +303,9 @@ def _only_chunk(column: pa.ChunkedArray) -> pa.Array:
     return column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
 
 
-def _check_split(split: str, dataset: datasets.Dataset, roles: Mapping[str, str], part: _Columns) -> _Faults:
+def _check_split(
+    split: str, dataset: datasets.Dataset, roles: Mapping[str, str], part: _Columns, roots: Sequence[Path]
+) -> _Faults:
     faults = _Faults()
     for row, person in enumerate(part.persons):
         faults.problems += [
@@ -315,19 +329,30 @@ def _check_split(split: str, dataset: datasets.Dataset, roles: Mapping[str, str]
             for fault in find_text_faults(caption, f"{roles['captions']}{index}"):
                 faults.captions[position] = f"{split} record {row}: {fault}"
             position += 1
-    faults.images = dict(_find_bad_images(split, dataset, roles["image"]))
+    faults.images = dict(_find_bad_images(split, dataset, roles["image"], roots))
     return faults
 
 
-def _find_bad_images(split: str, dataset: datasets.Dataset, column: str) -> Iterator[tuple[int, str]]:
+def _find_image_fault(image: Any, roots: Sequence[Path]) -> str | None:
+    """Returns what is wrong with the place of an image: a table of a stranger must not name files of this machine."""
+    if image is None or (image["bytes"] is None and not image["path"]):
+        return "is missing"
+    if image["bytes"] is None and not any(Path(image["path"]).resolve().is_relative_to(root) for root in roots):
+        return f"is the path {shorten(image['path'])}, which is outside the data set"
+    return None
+
+
+def _find_bad_images(
+    split: str, dataset: datasets.Dataset, column: str, roots: Sequence[Path]
+) -> Iterator[tuple[int, str]]:
     """Decodes every image completely; yields the row and a line for each that cannot be used."""
     # Imported here: the module needs transformers, which takes seconds.
     from ..processing_eccl import read_image
 
     def check(image: Any) -> str | None:
-        if image is None or (image["bytes"] is None and image["path"] is None):
-            return "is missing"
         try:
+            if (fault := _find_image_fault(image, roots)) is not None:
+                return fault
             read_image(image)
         except ValueError as error:
             return f"cannot be decoded: {shorten(str(error.__cause__ or error))}"

@@ -498,6 +498,26 @@ def test_bad_captions_of_a_list_are_left_out_on_request(tmp_path, form):
         assert any("no caption is left" in line for line in data.bad_captions)
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_table_cannot_name_files_outside_its_folder(tmp_path, streaming):
+    (tmp_path / "private").mkdir()
+    (tmp_path / "private" / "a.png").write_bytes(picture(0))
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "b.png").write_bytes(picture(1))
+    (tmp_path / "set" / "link.png").symlink_to(tmp_path / "private" / "a.png")
+
+    def read(path: str) -> int:
+        table = {"image": [{"bytes": None, "path": path}], "pid": [1], "caption": ["a"]}
+        pq.write_table(pa.table(table), tmp_path / "set" / "train.parquet")
+        source = DataSource(str(tmp_path / "set"))
+        return len(list(source.stream("train") if streaming else source.load().splits["train"]))
+
+    for path in (str(tmp_path / "private" / "a.png"), str(tmp_path / "set" / "link.png"), "../private/a.png"):
+        with pytest.raises(ValueError, match="which is outside the data set"):
+            read(path)
+    assert read(str(tmp_path / "set" / "b.png")) == 1
+
+
 def test_arguments_that_do_not_apply_are_refused(tmp_path):
     write_table(tmp_path / "train.parquet", [picture(0)], pid=[1], caption=["a"])
     for source, message in (
@@ -507,6 +527,7 @@ def test_arguments_that_do_not_apply_are_refused(tmp_path):
         (lambda: DataSource(str(tmp_path), revision="main"), "revision is 'main', but it does not apply to a folder"),
         (lambda: DataSource(str(tmp_path), checks=Checks(fix_paths=True)), "fix_paths and follow_links do not apply"),
         (lambda: DataSource(str(tmp_path / "none")), "none does not exist"),
+        (lambda: DataSource("/dev/null"), "/dev/null is neither a file nor a folder"),
         (lambda: DataSource("person_pairs"), "data_dir is missing"),
         (lambda: DataSource("parquet"), "data_dir is missing: parquet needs the folder of its files"),
         (lambda: DataSource("nobody/nothing"), "nobody/nothing.*cannot give it.*hf auth login"),
