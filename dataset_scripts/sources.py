@@ -5,6 +5,7 @@ train = source.load().splits["train"]
 """
 
 import contextlib
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +28,7 @@ from .person_pairs import METADATA_FILES, is_list
 from .persons import cut_by_person, person_column
 from .records import Checks
 from .rstpreid import RstpReid
-from .tables import find_roles, prepare_tables, stream_rows
+from .tables import find_roles, is_image, prepare_tables, stream_rows
 
 # Formats of the library that this project reads itself, with its own checks and messages.
 _LIST_FORMATS = ("json", "csv")
@@ -106,7 +107,8 @@ class DataSource:
         """The file or the folder that the name is, if it is one."""
         if self.name in BUILDERS or self.name in _PACKAGED_DATASETS_MODULES:
             return None
-        path = Path(self.name).expanduser()
+        # Unlike `Path.expanduser`, this takes the name of a user that does not exist.
+        path = Path(os.path.expanduser(self.name))
         is_path = self.name.startswith((".", "/", "~")) or path.exists()
         return path if is_path else None
 
@@ -177,7 +179,7 @@ class DataSource:
         """Returns the folders that the images of a table may be in: its own folder, and the caches of the Hub."""
         caches = [constants.HF_HUB_CACHE, datasets.config.HF_DATASETS_CACHE, datasets.config.DOWNLOADED_DATASETS_PATH]
         own = [self.location] if self.location else []
-        return [Path(each).expanduser().resolve() for each in (*own, *caches)]
+        return [Path(os.path.expanduser(each)).resolve() for each in (*own, *caches)]
 
     def _make_builder(self) -> datasets.DatasetBuilder:
         # What is as by default would give the prepared data set another name.
@@ -199,7 +201,7 @@ class DataSource:
             return datasets.load_dataset_builder(
                 "person_pairs", data_dir=folder, data_files=file, columns=columns, **checks
             )
-        place = path if path is not None else Path(self.data_dir).expanduser() if self.data_dir else None
+        place = path if path is not None else Path(os.path.expanduser(self.data_dir)) if self.data_dir else None
         if self.name == "person_pairs" or (place is not None and self._is_list_folder(place)):
             self._refuse("a list of images and captions", "config", "revision")
             data_dir = str(place) if place is not None else None
@@ -260,9 +262,12 @@ class DataSource:
         if not tables:
             return True
         schema = read_parquet_schema(tables[0])
+        if "image" not in self.roles and any(is_image(schema.field(name).type) for name in schema.names):
+            return False
         roles = find_columns(schema.names, self.roles, str(tables[0]))
         type_ = schema.field(roles["image"]).type
-        return (pa.types.is_string(type_) or pa.types.is_large_string(type_)) and tables[0].name != "metadata.parquet"
+        is_text = pa.types.is_string(type_) or pa.types.is_large_string(type_) or pa.types.is_dictionary(type_)
+        return is_text and tables[0].name != "metadata.parquet"
 
 
 def _subfolders(folder: Path) -> list[str]:

@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 from ..utils.files import complete_folder
 from .base import FEATURES, describe_file
-from .columns import find_columns
+from .columns import USUAL_NAMES, find_columns
 from .faults import find_person_faults, find_text_faults
 from .messages import format_problems, shorten
 from .persons import number_persons
@@ -244,12 +244,21 @@ def find_roles(features: datasets.Features, columns: Mapping[str, str], source: 
         ValueError: a column is missing, or has a wrong type.
     """
     schema = features.arrow_schema
-    images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
+    images = [name for name in features if is_image(schema.field(name).type)]
     if len(images) == 1:
         columns = {"image": images[0], **columns}
+    if "split" in columns:
+        raise ValueError(
+            f"columns: split is {columns['split']!r}, but it applies to lists only: {source} has its splits"
+        )
     roles = find_columns(list(features), columns, source)
+    if "file_path" not in columns:
+        # A column of images can have a name that is usual for paths.
+        paths = [name for name in USUAL_NAMES["file_path"] if name in features and _is_text(schema.field(name).type)]
+        roles = {role: name for role, name in roles.items() if role != "file_path"}
+        roles |= {"file_path": paths[0]} if paths else {}
     allowed = {
-        "image": (_is_image, "a picture (the images of this data set must be inside it, not named by a path)"),
+        "image": (is_image, "a picture (the images of this data set must be inside it, not named by a path)"),
         "person_id": (_is_person, "a whole number or a text"),
         "captions": (lambda type_: _is_text(type_) or _is_text_list(type_), "a text or a list of texts"),
         "file_path": (_is_text, "a text"),
@@ -277,7 +286,8 @@ def _is_person(type_: pa.DataType) -> bool:
     return _is_text(type_) or pa.types.is_integer(type_) or pa.types.is_floating(type_)
 
 
-def _is_image(type_: pa.DataType) -> bool:
+def is_image(type_: pa.DataType) -> bool:
+    """Whether a column of this type can have images inside: bytes, or what the library makes of an image."""
     if pa.types.is_struct(type_):
         return {type_.field(index).name for index in range(type_.num_fields)} == {"bytes", "path"}
     return pa.types.is_binary(type_) or pa.types.is_large_binary(type_)
@@ -400,6 +410,8 @@ def _assemble(
     counts = np.bincount(image_of_row, weights=lengths[rows]).astype(np.int64)
     first_rows = rows[np.unique(image_of_row, return_index=True)[1]]
     _require_one_person(split, part, rows, image_of_row, first_rows)
+    if part.paths is not None:
+        _require_one_picture(split, dataset.select_columns(roles["image"]), roles, rows, image_of_row, first_rows)
     offsets = pa.array(np.concatenate([[0], np.cumsum(counts)]), pa.int32())
     # A row without a path gets a name that no other row has.
     paths = part.paths.take(pa.array(first_rows)) if part.paths is not None else None
@@ -438,6 +450,29 @@ def _digest_images(dataset: datasets.Dataset, column: str) -> list[bytes | str]:
     return keys
 
 
+def _require_one_picture(
+    split: str,
+    images: datasets.Dataset,
+    roles: Mapping[str, str],
+    rows: np.ndarray,
+    image_of_row: np.ndarray,
+    first_rows: np.ndarray,
+) -> None:
+    """Refuses rows that have the same path and different pictures."""
+    joined = rows[np.bincount(image_of_row)[image_of_row] > 1]
+    if not len(joined):
+        return
+    digests = dict(zip(joined.tolist(), _digest_images(images.select(joined), roles["image"]), strict=True))
+    first_of = dict(zip(rows.tolist(), first_rows[image_of_row].tolist(), strict=True))
+    problems = [
+        f"{split} record {row} has the {roles['file_path']} of record {first_of[row]}, but another picture"
+        for row in joined.tolist()
+        if digests[row] != digests[first_of[row]]
+    ]
+    if problems:
+        raise ValueError(f"{len(problems)} faulty rows: {format_problems(problems)}")
+
+
 def _require_one_person(
     split: str, part: _Columns, rows: np.ndarray, image_of_row: np.ndarray, first_rows: np.ndarray
 ) -> None:
@@ -455,4 +490,4 @@ def _require_one_person(
         raise ValueError(f"{len(problems)} faulty rows: {format_problems(problems)}")
 
 
-__all__ = ["find_roles", "prepare_tables", "stream_rows"]
+__all__ = ["find_roles", "is_image", "prepare_tables", "stream_rows"]

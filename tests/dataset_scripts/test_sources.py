@@ -82,10 +82,11 @@ def test_rows_of_an_image_are_joined_by_their_bytes_or_by_their_path(tmp_path):
     assert rows["captions"] == [["a red coat", "someone in red"], ["a hat"], ["a bag"]]
     assert rows["person_id"] == [3, 4, 3] and rows["image_id"] == [0, 1, 2]
     assert [np.asarray(image)[0, 0, 2] for image in rows["image"]] == [0, 1, 2]
-    # With paths, the paths decide: the same picture twice is two images.
-    folder = write_table(
-        tmp_path / "b" / "train.parquet", images, person=[3, 4, 3, 3], text=captions, file_path=list("xyzx")
-    )
+    # With paths, the paths decide: the same picture under two paths is two images.
+    columns = {"person": [3, 4, 3, 3], "text": captions, "file_path": list("xyzx")}
+    folder = write_table(tmp_path / "c" / "train.parquet", images, **columns)
+    assert "train record 3 has the file_path of record 0, but another picture" in error_of(DataSource(str(folder)))
+    folder = write_table(tmp_path / "b" / "train.parquet", [*images[:3], images[0]], **columns)
     (rows,) = load(DataSource(str(folder))).values()
     assert rows["file_path"] == ["x", "y", "z"]
     assert rows["captions"] == [["a red coat", "a bag"], ["a hat"], ["someone in red"]]
@@ -233,6 +234,16 @@ def test_a_column_of_paths_can_be_the_image_and_its_name(tmp_path):
     assert rows["file_path"] == ["0.png", "1.png"] and rows["captions"] == [["red"], [" two  words "]]
     (tmp_path / "a.csv").write_text("image;pid;caption\n0.png;1;red\n")
     assert "a table must have commas, or tabs in a .tsv file" in error_of(DataSource(str(tmp_path)))
+
+
+def test_a_column_of_images_may_have_a_name_that_is_usual_for_paths(tmp_path):
+    for name, more in (("image_path", {}), ("path", {"file_name": ["x", "y"]})):
+        images = [{"bytes": picture(number), "path": None} for number in range(2)]
+        folder = write_table(tmp_path / name / "t.parquet", pid=[1, 2], caption=["a", "b"], **{name: images}, **more)
+        (rows,) = load(DataSource(str(folder))).values()
+        assert rows["image"][0].size == (8, 16) and rows["file_path"][0] == ("x" if more else "train/0000000")
+    message = error_of(DataSource(str(folder), columns={"split": "caption"}))
+    assert "columns: split is 'caption', but it applies to lists only" in message
 
 
 # -- Splits
@@ -527,6 +538,7 @@ def test_arguments_that_do_not_apply_are_refused(tmp_path):
         (lambda: DataSource(str(tmp_path), revision="main"), "revision is 'main', but it does not apply to a folder"),
         (lambda: DataSource(str(tmp_path), checks=Checks(fix_paths=True)), "fix_paths and follow_links do not apply"),
         (lambda: DataSource(str(tmp_path / "none")), "none does not exist"),
+        (lambda: DataSource("~nobody-of-this-name/x"), "~nobody-of-this-name/x does not exist"),
         (lambda: DataSource("/dev/null"), "/dev/null is neither a file nor a folder"),
         (lambda: DataSource("person_pairs"), "data_dir is missing"),
         (lambda: DataSource("parquet"), "data_dir is missing: parquet needs the folder of its files"),
