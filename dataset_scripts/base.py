@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import datasets
 import pyarrow.compute as pc
 
+from . import CODE_HASH
 from .annotations import (
     SPLIT_ALIASES,
     SPLITS,
@@ -109,8 +110,9 @@ class PersonRetrievalConfig(datasets.BuilderConfig):
         arguments = {name: value for name, value in vars(self).items() if name not in ("name", "version", "data_files")}
         arguments["annotations"] = [(str(file), split) for file, split in files.annotations.items()]
         digest = hashlib.sha256(repr(sorted(arguments.items(), key=str)).encode("utf-8", "surrogatepass"))
-        for source in (*sorted(Path(__file__).parent.glob("*.py")), *files.annotations):
-            digest.update(source.read_bytes())
+        digest.update(CODE_HASH.encode())
+        for annotation in files.annotations:
+            digest.update(annotation.read_bytes())
         for path in self._list_images(files):
             digest.update(describe_file(files.folder / path, self.follow_links))
         return digest.hexdigest()
@@ -143,16 +145,20 @@ def canonical_split(split: Any) -> Any:
     return split
 
 
+def undecoded_images(dataset: datasets.Dataset, column: str = "image") -> datasets.Dataset:
+    """Returns the images of a split alone, each as a dict with `bytes` and `path`, which `read_image` takes."""
+    return dataset.select_columns(column).cast_column(column, datasets.Image(decode=False))
+
+
 def image_paths(dataset: datasets.Dataset) -> list[str]:
     """Returns the path of each image of a split, in the order of its rows."""
-    return [image["path"] for image in dataset.cast_column("image", datasets.Image(decode=False))["image"]]
+    return [image["path"] for image in undecoded_images(dataset)["image"]]
 
 
 def image_sizes(dataset: datasets.Dataset) -> list[int]:
     """Returns the number of bytes of each image of a split, in the order of its rows."""
-    undecoded = dataset.select_columns("image").cast_column("image", datasets.Image(decode=False))
     sizes = []
-    for rows in undecoded.with_format("arrow").iter(1_000):
+    for rows in undecoded_images(dataset).with_format("arrow").iter(1_000):
         stored = pc.binary_length(pc.struct_field(rows["image"], "bytes")).to_pylist()
         paths = pc.struct_field(rows["image"], "path").to_pylist()
         sizes += [os.path.getsize(path) if size is None else size for size, path in zip(stored, paths, strict=True)]

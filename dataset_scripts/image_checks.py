@@ -2,16 +2,17 @@
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from tqdm.auto import tqdm
 
 from .messages import shorten
 
 _BATCH = 1_000
+Result = TypeVar("Result")
 
 Record = dict[str, Any]
 """One checked record, which is one image: see [`~eccl.dataset_scripts.annotations.read_records`]."""
@@ -46,6 +47,23 @@ class Images(NamedTuple):
     same_file: list[str]
 
 
+def map_images(function: Callable[[Any], Result], images: Sequence[Any], description: str) -> Iterator[Result]:
+    """Calls a function that decodes an image for each image, in threads, and yields the results in order.
+
+    Args:
+        function: takes an item of `images`.
+        images: a slice of it is read at a time.
+        description: what the progress bar shows.
+    """
+    # Pillow decodes without the interpreter's lock, so threads run in parallel.
+    with ThreadPoolExecutor() as pool, tqdm(total=len(images), desc=description, unit="image", leave=False) as bar:
+        # A pool keeps an object for each task that it is given at once.
+        for start in range(0, len(images), _BATCH):
+            batch = images[start : start + _BATCH]
+            yield from pool.map(function, batch)
+            bar.update(len(batch))
+
+
 def check_images(records: Sequence[Record], image_root: Path, follow_links: bool) -> Images:
     """Decodes every image completely.
 
@@ -55,18 +73,7 @@ def check_images(records: Sequence[Record], image_root: Path, follow_links: bool
         follow_links: allow links to files outside this folder.
     """
     root = image_root.resolve()
-    # Pillow decodes without the interpreter's lock, so threads run in parallel.
-    results: list[BadImage | Path] = []
-    with (
-        ThreadPoolExecutor() as pool,
-        tqdm(total=len(records), desc="checking images", unit="image", leave=False) as bar,
-    ):
-        # A pool keeps an object for each task that it is given at once.
-        for start in range(0, len(records), _BATCH):
-            results += pool.map(
-                lambda record: _check_image(record, root, follow_links), records[start : start + _BATCH]
-            )
-            bar.update(len(results) - start)
+    results = list(map_images(lambda record: _check_image(record, root, follow_links), records, "checking images"))
     bad: dict[int, BadImage] = {}
     same_file: list[str] = []
     first_use: dict[Path, Record] = {}
@@ -157,4 +164,4 @@ def summarise_bad_images(bad_images: dict[int, BadImage], image_root: Path, is_d
     return lines
 
 
-__all__ = ["BadImage", "Images", "Record", "check_images", "summarise_bad_images"]
+__all__ = ["BadImage", "Images", "Record", "check_images", "map_images", "summarise_bad_images"]

@@ -70,8 +70,9 @@ def walk_files(root: Path, follow_links: bool = False) -> Iterator[str]:
 
 def leaves_folder(path: str) -> bool:
     """Whether a path is absolute or has `..`, also if it is written as on Windows."""
+    # For Windows, both / and \ separate parts, so these two checks hold for POSIX, too.
     windows = PureWindowsPath(path)
-    return os.path.isabs(path) or bool(windows.anchor) or ".." in windows.parts or ".." in Path(path).parts
+    return bool(windows.anchor) or ".." in windows.parts
 
 
 def _simplify(path: str) -> str:

@@ -7,7 +7,6 @@ import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
@@ -16,8 +15,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import datasets
 import numpy as np
 from PIL import Image
-from tqdm.auto import tqdm
 
+from .base import undecoded_images
+from .image_checks import map_images
 from .messages import shorten
 from .persons import person_column
 
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 _EXAMPLES = 3
 _SMALLEST_SIDE = 32
-_BATCH = 1_000
 # Two images look alike if at most this many of the 64 bits of their perceptual hashes differ.
 _NEAR_BITS = 4
 # If 4 of 64 bits differ, at least one of 5 groups of bits is the same.
@@ -87,13 +86,7 @@ def read_image_facts(dataset: datasets.Dataset) -> list[ImageFacts]:
             code = int(np.packbits(bits).view(">u8")[0])
         return ImageFacts(*size, mode, hashlib.sha256(content).digest(), code)
 
-    undecoded = dataset.select_columns("image").cast_column("image", datasets.Image(decode=False))
-    facts: list[ImageFacts] = []
-    with ThreadPoolExecutor() as pool, tqdm(total=len(dataset), desc="images", unit="image", leave=False) as bar:
-        for start in range(0, len(dataset), _BATCH):
-            facts += pool.map(read, undecoded[start : start + _BATCH]["image"])
-            bar.update(len(facts) - start)
-    return facts
+    return list(map_images(read, undecoded_images(dataset)["image"], "images"))
 
 
 def find_doubtful_captions(

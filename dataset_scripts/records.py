@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from ..utils.files import complete_file
 from .image_checks import BadImage, Images, Record, check_images, summarise_bad_images
@@ -97,17 +98,17 @@ def check_records(parsed: Parsed, checks: Checks, known: Path | None = None) -> 
             faults and the first 20 of them.
     """
     problems = list(parsed.problems)
-    paths, path_problems = _fix_paths(parsed, checks)
-    problems += path_problems
+    fixed = _fix_paths(parsed, checks)
+    problems += fixed.problems
     if parsed.joins_images:
         problems += _join_images(parsed)
     problems += _find_conflicts(parsed.records)
-    images = _recall_or_check(parsed, checks, known, paths)
+    images = _recall_or_check(parsed, checks, known, fixed.changed)
     problems += images.same_file
     records = parsed.records
     if checks.on_bad_image == "error":
         # A path with a variant has its line already.
-        bad = {number: image for number, image in images.bad.items() if number not in path_problems.numbers}
+        bad = {number: image for number, image in images.bad.items() if number not in fixed.numbers}
         problems += summarise_bad_images(bad, parsed.image_root, parsed.is_download)
     else:
         splits = {record["split"] for record in records}
@@ -127,21 +128,23 @@ def read_left_out(known: Path) -> LeftOut:
     return LeftOut(content["images"], len(content["bad"]), content["captions"], content["paths"])
 
 
-class _PathProblems(list[str]):
-    """A line for each kind of difference, and the numbers of the records with one."""
+class _FixedPaths(NamedTuple):
+    """What [`_fix_paths`] has found.
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.numbers: set[int] = set()
-
-
-def _fix_paths(parsed: Parsed, checks: Checks) -> tuple[list[str], _PathProblems]:
-    """Looks for the files of the paths that do not exist; with `fix_paths`, changes the records.
-
-    Returns:
-        The lines about changed paths, and those about paths that would have to be changed.
+    Attributes:
+        changed: a line for each kind of path that was changed.
+        problems: a line for each kind of path that would have to be changed.
+        numbers: the numbers of the records behind `problems`.
     """
-    missing = [record for record in parsed.records if not _exists(record["image"])]
+
+    changed: list[str]
+    problems: list[str]
+    numbers: set[int]
+
+
+def _fix_paths(parsed: Parsed, checks: Checks) -> _FixedPaths:
+    """Looks for the files of the paths that do not exist; with `fix_paths`, changes the records."""
+    missing = [record for record in parsed.records if not os.path.lexists(record["image"])]
     variants = find_variants(
         (record["file_path"] for record in missing), parsed.image_root, follow_links=checks.follow_links
     )
@@ -149,32 +152,25 @@ def _fix_paths(parsed: Parsed, checks: Checks) -> tuple[list[str], _PathProblems
     for record in missing:
         if record["file_path"] in variants:
             of_difference.setdefault(variants[record["file_path"]].difference, []).append(record)
-    changed, problems = [], _PathProblems()
+    fixed = _FixedPaths([], [], set())
     for difference, records in of_difference.items():
         first = records[0]
         found = variants[first["file_path"]].path
         count = f"{len(records):,} record{'s' if len(records) > 1 else ''}"
         example = f"{first['name']}: {shorten(first['file_path'])}"
         if checks.fix_paths:
-            changed.append(f"{count} with {difference}, the first is {example}, read as {shorten(found)}")
+            fixed.changed.append(f"{count} with {difference}, the first is {example}, read as {shorten(found)}")
             continue
-        problems.append(
+        fixed.problems.append(
             f"{count} with {difference} in the path of the image, the first is {example}; the file {shorten(found)} "
             "exists, fix_paths=True (--fix_paths) reads it"
         )
-        problems.numbers |= {record["number"] for record in records}
+        fixed.numbers.update(record["number"] for record in records)
     if checks.fix_paths:
         for record in (record for records in of_difference.values() for record in records):
             record["file_path"] = variants[record["file_path"]].path
             record["image"] = str(parsed.image_root / record["file_path"])
-    return changed, problems
-
-
-def _exists(path: str) -> bool:
-    try:
-        return os.path.lexists(path)
-    except OSError:  # A name that is too long.
-        return False
+    return fixed
 
 
 def _join_images(parsed: Parsed) -> list[str]:

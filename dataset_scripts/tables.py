@@ -7,7 +7,6 @@ import hashlib
 import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,12 +17,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets.table import MemoryMappedTable
 from filelock import FileLock
-from tqdm.auto import tqdm
 
 from ..utils.files import complete_folder
-from .base import FEATURES, describe_file
+from . import CODE_HASH
+from .base import FEATURES, describe_file, undecoded_images
 from .columns import USUAL_NAMES, find_columns
 from .faults import find_person_faults, find_text_faults
+from .image_checks import map_images
 from .messages import format_problems, shorten
 from .persons import number_persons
 from .records import Checks
@@ -172,9 +172,7 @@ def _to_whole(person: Any) -> Any:
 
 def _digest(splits: Mapping[str, datasets.Dataset], roles: Mapping[str, Mapping[str, str]], checks: Checks) -> str:
     """Returns a digest of everything that the result of the checks depends on."""
-    digest = hashlib.sha256(repr((sorted(roles.items()), checks)).encode())
-    for source in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(source.read_bytes())
+    digest = hashlib.sha256(repr((sorted(roles.items()), checks, CODE_HASH)).encode())
     for split, dataset in splits.items():
         digest.update(f"{split} {dataset._fingerprint}".encode())
         image = roles[split]["image"]
@@ -368,17 +366,10 @@ def _find_bad_images(
             return f"cannot be decoded: {shorten(str(error.__cause__ or error))}"
         return None
 
-    undecoded = dataset.select_columns(column).cast_column(column, datasets.Image(decode=False))
-    with (
-        ThreadPoolExecutor() as pool,
-        tqdm(total=len(dataset), desc=f"checking images of {split}", unit="image", leave=False) as bar,
-    ):
-        for start in range(0, len(dataset), _BATCH):
-            images = undecoded[start : start + _BATCH][column]
-            for row, problem in enumerate(pool.map(check, images), start=start):
-                if problem is not None:
-                    yield row, f"{split} record {row}: {column} {problem}"
-            bar.update(len(images))
+    images = undecoded_images(dataset, column)[column]
+    for row, problem in enumerate(map_images(check, images, f"checking images of {split}")):
+        if problem is not None:
+            yield row, f"{split} record {row}: {column} {problem}"
 
 
 def _assemble(
@@ -409,18 +400,18 @@ def _assemble(
     kept = kept[np.argsort(image_of_each_row[row_of_caption[kept]], kind="stable")]
     counts = np.bincount(image_of_row, weights=lengths[rows]).astype(np.int64)
     first_rows = rows[np.unique(image_of_row, return_index=True)[1]]
-    _require_one_person(split, part, rows, image_of_row, first_rows)
-    if part.paths is not None:
-        _require_one_picture(split, dataset.select_columns(roles["image"]), roles, rows, image_of_row, first_rows)
+    _require_same_image(split, dataset, roles, part, rows, first_rows[image_of_row])
     offsets = pa.array(np.concatenate([[0], np.cumsum(counts)]), pa.int32())
-    # A row without a path gets a name that no other row has.
-    paths = part.paths.take(pa.array(first_rows)) if part.paths is not None else None
-    names = [f"{split}/{number:07d}" for number in range(len(first_rows))] if paths is None else paths
+    if part.paths is None:
+        # A row without a path gets a name that no other row has.
+        names = pa.array([f"{split}/{number:07d}" for number in range(len(first_rows))])
+    else:
+        names = part.paths.take(pa.array(first_rows))
     table = pa.table(
         {
             "image_id": pa.array(np.arange(len(first_rows)), pa.int32()),
             "captions": pa.ListArray.from_arrays(offsets, part.captions.take(pa.array(kept))),
-            "file_path": pa.array(names, pa.string()) if isinstance(names, list) else names,
+            "file_path": names,
         }
     )
     return first_rows, table
@@ -431,61 +422,55 @@ def _find_images(dataset: datasets.Dataset, roles: Mapping[str, str], part: _Col
     if part.paths is not None:
         keys = part.paths.take(pa.array(rows))
     elif (part.lengths == 1).all():
-        keys = pa.array(_digest_images(dataset.select_columns(roles["image"]), roles["image"]))
+        keys = pa.array(_digest_images(dataset, roles["image"]))
         keys = keys.take(pa.array(rows))
     else:
         return np.arange(len(rows))
     return keys.dictionary_encode().indices.to_numpy(zero_copy_only=False)
 
 
-def _digest_images(dataset: datasets.Dataset, column: str) -> list[bytes | str]:
+def _digest_images(dataset: datasets.Dataset, column: str) -> list[bytes]:
     """Returns a key of each image: the digest of its bytes, or its path."""
-    undecoded = dataset.cast_column(column, datasets.Image(decode=False))
-    keys: list[bytes | str] = []
-    for start in range(0, len(dataset), _BATCH):
-        for image in undecoded[start : start + _BATCH][column]:
-            content = (image or {}).get("bytes")
-            path = str((image or {}).get("path")).encode("utf-8", "surrogateescape")
-            keys.append(hashlib.sha256(path if content is None else content).digest())
-    return keys
+
+    def digest(image: Any) -> bytes:
+        content = (image or {}).get("bytes")
+        path = str((image or {}).get("path")).encode("utf-8", "surrogateescape")
+        return hashlib.sha256(path if content is None else content).digest()
+
+    return list(map_images(digest, undecoded_images(dataset, column)[column], "comparing images"))
 
 
-def _require_one_picture(
+def _require_same_image(
     split: str,
-    images: datasets.Dataset,
+    dataset: datasets.Dataset,
     roles: Mapping[str, str],
+    part: _Columns,
     rows: np.ndarray,
-    image_of_row: np.ndarray,
     first_rows: np.ndarray,
 ) -> None:
-    """Refuses rows that have the same path and different pictures."""
-    joined = rows[np.bincount(image_of_row)[image_of_row] > 1]
-    if not len(joined):
-        return
-    digests = dict(zip(joined.tolist(), _digest_images(images.select(joined), roles["image"]), strict=True))
-    first_of = dict(zip(rows.tolist(), first_rows[image_of_row].tolist(), strict=True))
+    """Refuses rows that would be joined but have different persons, or the same path and different pictures.
+
+    Args:
+        split, dataset, roles, part: the split.
+        rows: `(rows,)`: the rows that are kept.
+        first_rows: `(rows,)`: for each of them the first row of the same image.
+    """
+    is_joined = rows != first_rows
+    pairs = list(zip(rows[is_joined].tolist(), first_rows[is_joined].tolist(), strict=True))
     problems = [
-        f"{split} record {row} has the {roles['file_path']} of record {first_of[row]}, but another picture"
-        for row in joined.tolist()
-        if digests[row] != digests[first_of[row]]
+        f"{split} record {row} has the image of record {first}, but the person {shorten(part.persons[row])} in place "
+        f"of {shorten(part.persons[first])}"
+        for row, first in pairs
+        if part.persons[row] != part.persons[first]
     ]
-    if problems:
-        raise ValueError(f"{len(problems)} faulty rows: {format_problems(problems)}")
-
-
-def _require_one_person(
-    split: str, part: _Columns, rows: np.ndarray, image_of_row: np.ndarray, first_rows: np.ndarray
-) -> None:
-    if len(first_rows) == len(rows):
-        return
-    problems = []
-    for row, image in zip(rows.tolist(), image_of_row.tolist(), strict=True):
-        first = int(first_rows[image])
-        if part.persons[row] != part.persons[first]:
-            problems.append(
-                f"{split} record {row} has the image of record {first}, but the person {shorten(part.persons[row])} in "
-                f"place of {shorten(part.persons[first])}"
-            )
+    if part.paths is not None and pairs:
+        compared = sorted({row for pair in pairs for row in pair})
+        pictures = dict(zip(compared, _digest_images(dataset.select(compared), roles["image"]), strict=True))
+        problems += [
+            f"{split} record {row} has the {roles['file_path']} of record {first}, but another picture"
+            for row, first in pairs
+            if pictures[row] != pictures[first]
+        ]
     if problems:
         raise ValueError(f"{len(problems)} faulty rows: {format_problems(problems)}")
 

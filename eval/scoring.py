@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ..configuration_eccl import checkpoint_kind
-from ..dataset_scripts.base import canonical_split, published_differences
+from ..dataset_scripts.base import canonical_split, published_differences, undecoded_images
 from ..dataset_scripts.persons import cut_by_person
 from ..dataset_scripts.sources import DataSource, find_benchmark
 from ..dataset_scripts.synthetic import LABELS_FILE
@@ -149,7 +149,8 @@ def load_benchmarks(
         # The other processes read what the first one has prepared.
         with state.main_process_first():
             data = source.load()
-        dataset, name = _take_split(source, data.splits, str(canonical_split(split)))
+        name = str(canonical_split(split))
+        dataset = _take_split(source, data.splits, name)
         if eval_fraction is not None:
             dataset = cut_by_person(dataset, eval_fraction, seed)[1]
             name = f"{name} ({eval_fraction:.0%} of the persons, seed {seed})"
@@ -169,8 +170,8 @@ def load_benchmarks(
     return benchmarks
 
 
-def _take_split(source: DataSource, splits: datasets.DatasetDict, split: str) -> tuple[datasets.Dataset, str]:
-    """Returns a split, or the part of it that a slice such as `[:100]`, `[10:20]` or `[:10%]` names, and its name.
+def _take_split(source: DataSource, splits: datasets.DatasetDict, split: str) -> datasets.Dataset:
+    """Returns a split, or the part of it that a slice such as `[:100]`, `[10:20]` or `[:10%]` names.
 
     Raises:
         ValueError: there is no such split, or the slice is wrong, or no row is in it.
@@ -188,7 +189,7 @@ def _take_split(source: DataSource, splits: datasets.DatasetDict, split: str) ->
     dataset = datasets.concatenate_datasets(parts)
     if not len(dataset):
         raise ValueError(f'Instruction "{split}" corresponds to no data of {source}')
-    return dataset, split
+    return dataset
 
 
 def read_oracle(folder: Path, split: str) -> float | None:
@@ -388,7 +389,7 @@ def picture_rankings(ranked: RankedSplit) -> Image.Image:
     embeds, dataset = ranked.embeds, ranked.benchmark.dataset
     similarities = unit_rows(embeds.text_embeds[chosen]) @ unit_rows(embeds.image_embeds).T
     captions = [caption for captions_of_image in dataset["captions"] for caption in captions_of_image]
-    images = dataset.select_columns("image").cast_column("image", datasets.Image(decode=False))
+    images = undecoded_images(dataset)
     return draw_rankings(queries, captions, embeds.query_person_ids, similarities, images, embeds.gallery_person_ids)
 
 

@@ -86,6 +86,8 @@ class ECCLTrainer(Trainer):
     processing_class: Any
     train_dataset: Any
     pairs: Any
+    # `None` for a stream.
+    sampler: Any
     objective: ECCLObjective
     # Each checkpoint carries it. A resumed run keeps it.
     run_id: str = ""
@@ -241,7 +243,7 @@ class ECCLTrainer(Trainer):
         if self.lr_scheduler is None:
             batch_size = self.args.train_batch_size * self.args.world_size
             round_batches = math.floor if self.args.dataloader_drop_last else math.ceil
-            batches = round_batches(len(self.sampler or ()) / batch_size)
+            batches = round_batches(len(self.sampler) / batch_size)
             steps_per_epoch = max(1, math.ceil(batches / self.args.gradient_accumulation_steps))
             num_epochs = math.ceil(num_training_steps / steps_per_epoch)
             self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
