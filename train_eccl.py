@@ -612,7 +612,7 @@ def add_result(
             gallery=len(evaluation),
             metrics={metric: metrics[f"eval_{metric}"] for metric in METRICS},
             differs=published_differences(layout, eval_split, evaluation) if layout else [],
-            benchmark=source.name if layout else find_benchmark(eval_split, evaluation),
+            benchmark=source.name if layout else find_benchmark(eval_split, evaluation) or "",
         )
     )
     if args.load_best_model_at_end:
@@ -629,7 +629,7 @@ def save_result(
     facts: Facts,
 ) -> None:
     """Writes the model with LoRA merged, its processor and its card; `adapter/` gets the trained parameters alone."""
-    names = {result.benchmark or result.dataset for result in facts.results}
+    names = {result.published for result in facts.results}
     published = {name: published_rows(name) for name in names}
     if isinstance(model, PeftModel):
         save_adapter(model, output_dir / "adapter", arguments.init_from)

@@ -55,7 +55,7 @@ def _make_section(results: list[Result], before: dict[str, float] | None, oracle
     if to_image and oracle is not None:
         rows["oracle"] = {"rank1": oracle}
     # The published figures are those of the whole test split in this direction.
-    published = published_rows(first.benchmark or first.dataset) if to_image and first.split == "test" else {}
+    published = published_rows(first.published) if to_image and first.split == "test" else {}
     if published and first.differs:
         paragraphs.append(
             f"This is not the published {first.dataset}, so the published figures cannot be compared with the others: "

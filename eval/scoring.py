@@ -47,7 +47,7 @@ class Benchmark:
         differences: how the size of the split differs from the published one; empty if it does not.
         oracle: the oracle's Rank-1 on this split in percent; `None` if the data set is not synthetic.
         digest: SHA-256 of the split, see [`digest_split`].
-        published: the benchmark whose published figures belong next to those of this split; `None` if there is none.
+        published: the benchmark whose published figures belong next to those of this split; empty if there is none.
     """
 
     name: str
@@ -57,7 +57,7 @@ class Benchmark:
     differences: list[str]
     oracle: float | None
     digest: str | None = None
-    published: str | None = None
+    published: str = ""
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ def load_benchmarks(
                 published_differences(data.layout, name, dataset) if data.layout else [],
                 read_oracle(data.folder, name) if data.folder else None,
                 digest_split(dataset),
-                source.name if is_benchmark else find_benchmark(name, dataset),
+                source.name if is_benchmark else find_benchmark(name, dataset) or "",
             )
         )
     return benchmarks

@@ -65,7 +65,8 @@ class Result:
         label: a name for tables that replaces `model`.
         weights_sha256: digest of the model's weights, as they were scored.
         data_sha256: digest of the split, see `digest_split` in fingerprint.py.
-        benchmark: the benchmark whose published figures belong next to these; `None` means that of `dataset`.
+        benchmark: the benchmark whose published figures belong next to these; empty if there is none, and `None` means
+            that `dataset` is its name.
     """
 
     model: str
@@ -82,6 +83,11 @@ class Result:
     weights_sha256: str | None = None
     data_sha256: str | None = None
     benchmark: str | None = None
+
+    @property
+    def published(self) -> str:
+        """The name of the benchmark whose published figures belong next to these; empty if there is none."""
+        return self.dataset if self.benchmark is None else self.benchmark
 
     @property
     def name(self) -> str:
@@ -196,7 +202,7 @@ def make_model_card(
     if facts.dataset:
         sections += ["## Training", _describe_training(facts, base)]
     for result in facts.results:
-        figures = (published or {}).get(result.benchmark or result.dataset, {}) if result.split == "test" else {}
+        figures = (published or {}).get(result.published, {}) if result.split == "test" else {}
         sections += ["## Results", _describe_result(result, f"{facts.name}, measured", figures)]
     sections += ["## Intended use and limits", _LIMITS]
     sections += ["## Licence", _LICENCE, "## Citation", _CITATION]

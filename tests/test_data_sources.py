@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import warnings
@@ -140,6 +141,19 @@ def test_published_rows_appear_where_the_sizes_agree(sources, backbone, tmp_path
     assert "cannot be compared" not in printed
     (result,) = json.loads((tmp_path / "out" / "results.json").read_text())["results"]
     assert result["benchmark"] == "rstpreid" and result["dataset"] == "parquet"
+
+
+def test_a_folder_with_the_name_of_a_benchmark_is_no_benchmark(sources, backbone, tmp_path, capsys):
+    """Its figures stand without the published ones: in the report, and on the card of a model trained on it."""
+    copy = tmp_path / "rstpreid"
+    shutil.copytree(sources["a folder of Parquet"][1], copy)
+    evaluate_eccl.main(["--model", str(backbone), "--dataset", str(copy)])
+    printed = capsys.readouterr().out
+    assert "rstpreid, split test" in printed and "(published)" not in printed
+    words = ["--dataset_name", str(copy), "--init_from", str(backbone), "--output_dir", str(tmp_path / "run")]
+    train_eccl.main([*words, *TRAINING])
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert "On rstpreid, split test" in card and "(published)" not in card
 
 
 def test_each_option_of_a_data_set_reaches_every_command(sources, backbone, tmp_path, capsys):
