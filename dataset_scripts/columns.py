@@ -1,4 +1,4 @@
-"""Finds the columns of a data set of one's own: which of them has the images, the persons and the captions."""
+"""Finds the columns of a user's data set that hold the images, the persons and the captions."""
 
 from collections.abc import Collection, Mapping, Sequence
 

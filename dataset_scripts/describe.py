@@ -105,7 +105,7 @@ def _describe_images(facts: Sequence[ImageFacts]) -> Iterator[str]:
     if deep:
         yield f"{deep:,} images have more than 8 bits per channel: they are scaled to 8 bits when they are read"
     if any(fact.hash is None for fact in facts):
-        yield "images that look alike were not searched: that needs the package imagehash (pip install eccl[describe])"
+        yield "images that look alike were not searched: that needs the package imagehash (pip install imagehash)"
 
 
 def _describe_findings(findings: Sequence[Finding]) -> Iterator[str]:

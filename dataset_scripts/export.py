@@ -69,7 +69,7 @@ def write_parquet(splits: datasets.DatasetDict, folder: Path, shard_bytes: int =
 
 @dataclass(frozen=True)
 class Subject:
-    """What the card of a data set says about it.
+    """The facts about a data set that its card states.
 
     Attributes:
         title: its name.

@@ -45,7 +45,7 @@ def find_path_faults(path: object, name: str, folder: str = "imgs/") -> Iterator
 
 
 def find_person_faults(person: object, name: str) -> Iterator[str]:
-    """Finds the fault of the id of a person in a data set of one's own, if it has one."""
+    """Finds the fault of the id of a person in a user's data set, if it has one."""
     is_number = isinstance(person, int) and not isinstance(person, bool)
     is_text = isinstance(person, str) and bool(person.strip()) and _is_valid_text(person)
     if not (is_number or is_text):

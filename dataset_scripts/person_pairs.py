@@ -93,7 +93,7 @@ def find_lists(folder: Path) -> dict[Path, str | None]:
     if len(files) > 1 and unclear:
         raise ValueError(
             f"{folder} has several lists whose names do not tell one split each ({', '.join(unclear)}): name them with "
-            "data_files={'train': ...}, or keep one list a split"
+            "data_files={'train': ...}, or keep one list per split"
         )
     return files
 
@@ -110,7 +110,7 @@ def _split_of(name: str) -> str | None:
 
 
 class PersonPairs(PersonRetrievalBuilder):
-    """A data set of one's own, from a flat list: each record has an image, a person and one or several captions."""
+    """A user's data set, from a flat list: each record has an image, a person and one or several captions."""
 
     BUILDER_CONFIG_CLASS = PersonPairsConfig
     BUILDER_CONFIGS = [PersonPairsConfig(name="person_pairs", layout=Layout("person_pairs", (), ()))]

@@ -1,4 +1,4 @@
-"""What is doubtful in a data set although it can be read: captions, images, and how persons are divided."""
+"""Finds doubtful captions, images and persons in a data set that passes all checks."""
 
 import hashlib
 import importlib.util

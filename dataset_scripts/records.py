@@ -17,7 +17,7 @@ _CHOICES = ("error", "skip")
 
 @dataclass(frozen=True)
 class Checks:
-    """What happens to faulty images, captions and paths.
+    """The treatment of faulty images, captions and paths.
 
     Args:
         on_bad_image: `error`, or `skip` to leave unreadable images out.

@@ -152,7 +152,7 @@ class DataSource:
     def stream(self, split: str = "train") -> datasets.IterableDataset:
         """Opens a split as a stream: nothing is downloaded, prepared or checked before a row is read.
 
-        The exception is a benchmark or a list, whose annotation and images are checked, once.
+        A benchmark or a list is an exception: its annotation and its images are checked once.
 
         Returns:
             Rows with `image` (not decoded), `person_id`, `captions` (a list) and `file_path`. A faulty caption or
@@ -182,7 +182,7 @@ class DataSource:
         return [Path(os.path.expanduser(each)).resolve() for each in (*own, *caches)]
 
     def _make_builder(self) -> datasets.DatasetBuilder:
-        # What is as by default would give the prepared data set another name.
+        # Each argument that is given becomes a part of the name of the prepared data set, so defaults are left out.
         checks: dict[str, Any] = {
             name: value for name, value in vars(self.checks).items() if value != getattr(Checks(), name)
         }

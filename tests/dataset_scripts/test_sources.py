@@ -1,4 +1,4 @@
-"""Data sets of one's own: the columns, the rows, the splits, and what is refused."""
+"""Data sets of users: the columns, the rows, the splits, and what is refused."""
 
 import csv
 import io
