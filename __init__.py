@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .hub.loading import load_model
     from .modeling_eccl import ECCLModel
     from .processing_eccl import ECCLProcessor
+    from .search.gallery import Gallery
     from .training.arguments import ECCLTrainingArguments
     from .training.trainer import ECCLTrainer
 
@@ -28,6 +29,7 @@ _MODULES = {
     "ECCLProcessor": "processing_eccl",
     "ECCLTrainer": "training.trainer",
     "ECCLTrainingArguments": "training.arguments",
+    "Gallery": "search.gallery",
     "convert_checkpoint": "hub.convert",
     "load_adapter": "hub.adapter",
     "load_model": "hub.loading",
@@ -92,6 +94,7 @@ __all__ = [
     "ECCLProcessor",
     "ECCLTrainer",
     "ECCLTrainingArguments",
+    "Gallery",
     "__version__",
     "convert_checkpoint",
     "load_adapter",

@@ -90,7 +90,7 @@ class TextToPersonRetrievalPipeline(Pipeline):
             raise ValueError(f"on_bad_image is {on_bad_image!r}, it must be error or skip")
         if isinstance(images, (str, Path)):
             images = list_images(images)
-        images = _leave_undecoded(images)
+        images = leave_undecoded(images)
         if not isinstance(images, Iterable):
             raise ValueError(f"images is of type {type(images).__name__}, it must be a folder or a list of images")
         embeds: list[torch.Tensor] = []
@@ -182,10 +182,8 @@ class TextToPersonRetrievalPipeline(Pipeline):
             raise ValueError(f"a query must be a sentence, not {sentence!r}")
         inputs = dict(self.processor(text=[sentence], return_tensors="pt"))
         limit = self.processor.max_text_length
-        if inputs["input_ids"].shape[1] >= limit:
-            length = len(self.processor(text=sentence, truncation=False)["input_ids"])
-            if length > limit:
-                logger.warning(f"the query has {length} tokens, only the first {limit} are read: {sentence[:60]!r} ...")
+        if inputs["input_ids"].shape[1] >= limit and (length := self.processor.count_tokens(sentence)) > limit:
+            logger.warning(f"the query has {length} tokens, only the first {limit} are read: {sentence[:60]!r} ...")
         return inputs
 
     def _forward(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:  # type: ignore[override]
@@ -203,7 +201,7 @@ def _require_count(name: str, value: Any) -> None:
         raise ValueError(f"{name} is {value!r}, it must be a whole number, at least 1")
 
 
-def _leave_undecoded(images: Any) -> Any:
+def leave_undecoded(images: Any) -> Any:
     """Makes a data set, or a column of one, give its images undecoded; anything else is returned as it is.
 
     A data set would decode them itself, and would not name a file that it cannot read.
@@ -233,4 +231,4 @@ def _read_image(image: Any, index: int) -> tuple[Image.Image, str | None]:
     return read_image(image), path or getattr(image, "filename", None) or None
 
 
-__all__ = ["TextToPersonRetrievalPipeline"]
+__all__ = ["TextToPersonRetrievalPipeline", "leave_undecoded"]

@@ -338,6 +338,16 @@ class ECCLProcessor(ProcessorMixin):
         # transformers adds this entry when it saves the code. Now a processor equals its saved copy.
         return super().to_dict() | {"auto_map": {self._auto_class: f"processing_eccl.{type(self).__name__}"}}
 
+    def count_tokens(self, text: str) -> int:
+        """Counts all tokens of a text, start and end included, also those that truncation cuts off.
+
+        Threads may share a processor: a call with another truncation or padding than usual would change the tokenizer
+        while another thread uses it.
+        """
+        parts = self(text=[text], return_overflowing_tokens=True)["attention_mask"]
+        # Each part has a start and an end.
+        return sum(map(sum, parts)) - 2 * (len(parts) - 1)
+
     @classmethod
     def for_model(cls, config: ECCLConfig, tokenizer: PreTrainedTokenizerBase) -> "ECCLProcessor":
         """Makes the processor that fits a model: its image size and its maximum caption length.

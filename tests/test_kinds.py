@@ -8,6 +8,7 @@ import argparse
 import ast
 import configparser
 import functools
+import hashlib
 import importlib
 import io
 import itertools
@@ -39,6 +40,8 @@ from eccl.hub.loading import load_model
 from eccl.modeling_eccl import ECCLModel
 from eccl.pipeline_eccl import TextToPersonRetrievalPipeline
 from eccl.processing_eccl import ECCLImageProcessor, read_image
+from eccl.search.explanation import draw_explanation, explain
+from eccl.search.gallery import Gallery
 from eccl.training.augmentation import augment_image
 from eccl.utils.sheets import draw_contact_sheet, draw_ranked_images
 from helpers import ROOT, clip_tokenizer, run, train_eccl
@@ -148,6 +151,29 @@ def index(checkpoints: Path, images) -> np.ndarray:
     return search_in(checkpoints).index(images, progress=False).image_embeds.numpy()
 
 
+@functools.cache
+def gallery_of(checkpoints: Path) -> Gallery:
+    """A gallery with one picture; it stays open."""
+    base = checkpoints / "base.png"
+    Image.effect_noise((24, 48), 60).convert("RGB").save(base)
+    gallery = Gallery.open(*load_model(checkpoints / "merged"), checkpoints / "gallery.db")
+    gallery.add([base], progress=False)
+    return gallery
+
+
+def vector_in_gallery(checkpoints: Path, path: Path) -> np.ndarray:
+    gallery = gallery_of(checkpoints)
+    gallery.add([path], progress=False)
+    identity = hashlib.sha256(path.read_bytes()).hexdigest()
+    return np.asarray(gallery.store.get([identity])[identity]["vector"])
+
+
+def score_of_query(checkpoints: Path, path: Path) -> np.ndarray:
+    gallery = gallery_of(checkpoints)
+    scores = {match.path: match.score for match in gallery.search(None, len(gallery), image=path)}
+    return np.asarray(scores[str(checkpoints / "base.png")])
+
+
 # Each gives an array that depends on the pixels of the picture.
 READERS = {
     "read_image of a path": lambda path, _: np.asarray(read_image(path)),
@@ -165,6 +191,10 @@ READERS = {
     "a sheet of results": lambda path, _: np.asarray(draw_ranked_images([("a man", [(path, None)])], height=90)),
     "a contact sheet": lambda path, _: np.asarray(draw_contact_sheet(rows_of(path))),
     "a heat map": lambda path, _: np.asarray(draw_heat_map(read_image(path), torch.zeros(2, 1), "a man")),
+    "a gallery": lambda path, checkpoints: vector_in_gallery(checkpoints, path),
+    "the query of a gallery": lambda path, checkpoints: score_of_query(checkpoints, path),
+    "an explanation": lambda path, checkpoints: explain(*load_model(checkpoints / "merged"), path, "a man").overall,
+    "a drawn explanation": lambda path, _: np.asarray(draw_explanation(path, np.zeros((4, 2), dtype=np.float32))),
 }
 # Pillow or datasets open the file in these places, before this project sees it.
 OPENED_BY_OTHERS = {
@@ -273,8 +303,8 @@ def calls(name: str) -> set[str]:
 
 
 def test_the_table_of_readers_is_complete():
-    # `describe` reads the sizes of images that were read before.
-    assert calls("Image.open") == {"processing_eccl.py", "dataset_scripts/quality.py"}
+    # `describe` reads the sizes of images that were read before, the page that of an upload before it is decoded.
+    assert calls("Image.open") == {"processing_eccl.py", "dataset_scripts/quality.py", "search/app_service.py"}
     assert calls("read_image") == {
         "processing_eccl.py",  # the image processor
         "pipeline_eccl.py",
@@ -286,6 +316,10 @@ def test_the_table_of_readers_is_complete():
         "dataset_scripts/quality.py",  # images that were read before
         "eval/heat_map.py",
         "utils/sheets.py",
+        "search/indexing.py",
+        "search/gallery.py",
+        "search/explanation.py",
+        "search/app_service.py",  # an upload, which has no name: its tests are in tests/search
     }
 
 
@@ -443,7 +477,13 @@ COMMANDS = find_commands()
 
 
 def options_of(command) -> list[argparse.Action]:
-    return command.make_parser()._actions
+    actions = command.make_parser()._actions
+    # Without the name of one of its commands, `eccl-gallery` searches.
+    return next((action.choices["search"]._actions for action in actions if is_list_of_commands(action)), actions)
+
+
+def is_list_of_commands(action: argparse.Action) -> bool:
+    return isinstance(action, argparse._SubParsersAction)
 
 
 def has(command, name: str) -> bool:
@@ -481,11 +521,12 @@ def words_for(command, values: dict, **changes) -> list[str]:
         words += ["--output_dir", str(given["output_dir"]), "--max_steps", "1", "--disable_tqdm", "True"]
         return [*words, "--per_device_train_batch_size", "4", "--image_size", "32", "16"]
     words = []
+    # A benchmark needs its folder; other data sets do not. A folder can be searched without a gallery.
+    wanted = {"data_dir", *(("model", "images", "query") if command is COMMANDS["search.commands"] else ())}
     for action in options_of(command):
         if not action.option_strings:
-            words.append(str(given[action.dest]))
-        # A benchmark needs its folder; other data sets do not.
-        elif action.required or action.dest in changes or action.dest == "data_dir":
+            words += [] if action.nargs == "?" else [str(given[action.dest])]
+        elif action.required or action.dest in changes or action.dest in wanted:
             words += [action.option_strings[0], str(given[action.dest])]
     return words
 
@@ -503,7 +544,9 @@ def refusal(command, words: list[str], capsys) -> str:
     return lines[0]
 
 
-WITH_MODEL = [name for name, command in COMMANDS.items() if has(command, "model") or command is train_eccl]
+# The page needs a gallery before it needs a model: its tests are in tests/search.
+WITH_MODEL = [name for name, command in COMMANDS.items() if has(command, "model") and name != "search.app"]
+WITH_MODEL.append("train_eccl")
 
 
 @pytest.mark.parametrize("name", WITH_MODEL)
@@ -536,7 +579,10 @@ def test_every_command_names_a_picture_that_it_cannot_read(name, values, benchma
     bad = next((tmp_path / "set" / "imgs").rglob("*.jpg"))
     bad.write_bytes(b"no picture")
     changes = {"images": bad.parent, "image": bad, "data_dir": tmp_path / "set"}
+    # `eccl-gallery` searches either a folder or with a picture.
     changes = {option: value for option, value in changes.items() if has(COMMANDS[name], option)}
+    if len(changes) > 1 and name == "search.commands":
+        del changes["image"]
     assert bad.name in refusal(COMMANDS[name], words_for(COMMANDS[name], values, **changes), capsys)
 
 
@@ -577,13 +623,13 @@ def test_a_name_that_is_not_utf8_can_be_printed(values, tmp_path, monkeypatch):
     (values["images"] / "x.png").rename(values["images"] / name)
     output = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
     monkeypatch.setattr(sys, "stdout", output)
-    COMMANDS["search.gallery"].main(words_for(COMMANDS["search.gallery"], values))
+    COMMANDS["search.commands"].main(words_for(COMMANDS["search.commands"], values))
     output.flush()
     assert rb"caf\udce9.png" in output.buffer.getvalue()
 
 
 def test_a_picture_is_not_written_into_the_gallery_that_is_searched(values, capsys):
-    command = COMMANDS["search.gallery"]
+    command = COMMANDS["search.commands"]
     output = values["images"] / "found.png"
     line = refusal(command, words_for(command, values, output=output), capsys)
     assert "the next search would find it" in line and not output.exists()

@@ -57,7 +57,13 @@ ALLOWED = {
         *(f"eccl.{name}" for name in ROOT_FILES),
         *("eccl.training", "eccl.hub", "eccl.eval.person_retrieval"),
     },
-    "search": {*HUB_PACKAGES, *(f"eccl.{name}" for name in ROOT_FILES), "eccl.search", "eccl.hub", "eccl.utils"},
+    # The only file that talks to Milvus.
+    "search/store.py": {"pymilvus", "milvus_lite", "grpc", "numpy"},
+    "search": {
+        *(*HUB_PACKAGES, "datasets", "accelerate", "tqdm", "cv2", "gradio", "fastapi", "starlette", "uvicorn"),
+        *(f"eccl.{name}" for name in ROOT_FILES),
+        *("eccl.search", "eccl.hub", "eccl.dataset_scripts", "eccl.utils"),
+    },
     # The metric travels to the Hub by itself.
     "eval/person_retrieval": {"datasets", "evaluate", "numpy"},
     "eval": {

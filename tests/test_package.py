@@ -16,7 +16,7 @@ import eccl
 
 PUBLIC_NAMES = {
     *("ECCLConfig", "ECCLModel", "ECCLProcessor", "ECCLTrainer", "ECCLTrainingArguments"),
-    *("load_model", "load_adapter", "convert_checkpoint"),
+    *("Gallery", "load_model", "load_adapter", "convert_checkpoint"),
 }
 
 
@@ -167,7 +167,8 @@ def test_the_constraints_pin_every_requirement_within_its_bounds():
 def test_the_lowest_versions_are_those_of_setup_cfg():
     bounds = lower_bounds()
     declared = requirements("options", "install_requires")
-    declared += requirements("options.extras_require", "test") + requirements("options.extras_require", "describe")
+    for extra in ("test", "describe", "search", "app", "video"):
+        declared += requirements("options.extras_require", extra)
     assert bounds == {
         requirement.name: part.version
         for requirement in declared

@@ -391,3 +391,13 @@ def test_the_settings_of_a_tokenizer_are_not_arguments_of_its_calls(tmp_path):
     hostile = {"stride": "x", "pad_to_multiple_of": -1, "is_split_into_words": True, "return_overflowing_tokens": True}
     file.write_text(json.dumps(json.loads(file.read_text()) | hostile))
     assert ECCLProcessor.from_pretrained(tmp_path)(text=["a red coat"])["input_ids"] == expected
+
+
+@pytest.mark.parametrize("words", [0, 1, 50, 71, 72, 73, 150, 400])
+def test_tokens_are_counted_beyond_the_limit(words):
+    processor = ECCLProcessor(ECCLImageProcessor(), clip_tokenizer())
+    text = "red " * words
+    counted = processor.count_tokens(text)
+    assert counted == len(clip_tokenizer()(text)["input_ids"]) == words + 2
+    # The next call truncates as before.
+    assert len(processor(text=text)["input_ids"]) == min(counted, 73)

@@ -6,6 +6,7 @@ small CLIP under the name of the real one. Commands that would take hours get th
 Commands that cannot run here are in `NOT_RUN` with the reason; their arguments are still checked.
 """
 
+import argparse
 import functools
 import importlib
 import json
@@ -97,7 +98,11 @@ def make_targets() -> set[str]:
 
 
 def options_of(parser) -> set[str]:
-    return {option for action in parser._actions for option in action.option_strings}
+    found = {option for action in parser._actions for option in action.option_strings}
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            found |= set().union(*map(options_of, action.choices.values()))
+    return found
 
 
 @functools.cache
@@ -108,6 +113,8 @@ def known_options() -> set[str]:
     known = {"--constraint", "--no-deps", "--wheel-dir"} | options_of(launch_command_parser())
     for script in SCRIPTS.values():
         known |= options_of(importlib.import_module(script.partition(":")[0]).make_parser())
+    for benchmark in (ROOT / "eval" / "benchmarks").glob("[a-z]*.py"):
+        known |= options_of(importlib.import_module(f"eccl.eval.benchmarks.{benchmark.stem}").make_parser())
     return known | options_of(train_eccl.make_parser())
 
 

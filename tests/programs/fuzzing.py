@@ -26,7 +26,7 @@ from helpers import ROOT
 
 # The commands, by the module that has their `main`. Importing them here also imports torch and transformers.
 MODULES = {
-    "gallery": "eccl.search.gallery",
+    "gallery": "eccl.search.commands",
     "evaluate": "eccl.eval.evaluate_eccl",
     "heat_map": "eccl.eval.heat_map",
     "describe": "eccl.dataset_scripts.describe",

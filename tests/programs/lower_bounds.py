@@ -11,7 +11,8 @@ from pages import SETTINGS
 def lower_bounds() -> dict[str, str]:
     """Returns the lower bound of each requirement of the package and of its tests that has one."""
     extras = SETTINGS["options.extras_require"]
-    requirements = "\n".join([SETTINGS["options"]["install_requires"], extras["test"], extras["describe"]])
+    of_extras = [extras[name] for name in extras if name != "dev"]
+    requirements = "\n".join([SETTINGS["options"]["install_requires"], *of_extras])
     bounds = dict(re.findall(r"^([\w.-]+)[^\n#]*?>=([\w.]+)", requirements, flags=re.MULTILINE))
     del bounds["torch"]
     return bounds

@@ -201,7 +201,7 @@ def test_only_the_first_process_of_a_machine_reports_its_progress(monkeypatch, c
 
 # These commands import torch, transformers and datasets only after they have read their arguments.
 CHEAP_COMMANDS = (
-    *("eccl.search.gallery", "eccl.eval.evaluate_eccl", "eccl.eval.heat_map"),
+    *("eccl.search.commands", "eccl.eval.evaluate_eccl", "eccl.eval.heat_map"),
     *("eccl.eval.benchmarks.data", "eccl.eval.benchmarks.metric", "eccl.eval.benchmarks.training"),
 )
 
@@ -227,7 +227,10 @@ def test_help_and_a_wrong_option_need_no_heavy_import(module):
 @pytest.mark.parametrize("module", CHEAP_COMMANDS)
 def test_every_option_has_a_help_text(module):
     parser = __import__(module, fromlist=["make_parser"]).make_parser()
-    for action in parser._actions:
+    commands = [
+        each for action in parser._actions if isinstance(action.choices, dict) for each in action.choices.values()
+    ]
+    for action in [action for each in (parser, *commands) for action in each._actions]:
         assert action.help, f"{module}: {action.dest} has no help text"
 
 
