@@ -170,6 +170,20 @@ def convert(name: str, value: object, kind: str) -> Value:
     return cast(Value, value)
 
 
+def parse(name: str, text: str, kind: str) -> Value:
+    """Reads a value of a column from a text, as commands and links have it.
+
+    Raises:
+        ValueError: the text is no value of the column's type.
+    """
+    try:
+        if kind == "bool":
+            return {"true": True, "false": False}[text.lower()]
+        return cast(Value, _TYPES[kind](text))
+    except (KeyError, ValueError):
+        raise ValueError(f"{name} is {text[:80]!r}, the column has the type {kind}") from None
+
+
 def _read_name(name: str, value: object) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
@@ -218,6 +232,7 @@ __all__ = [
     "Picture",
     "Where",
     "convert",
+    "parse",
     "read_columns",
     "read_time",
     "show_time",

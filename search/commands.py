@@ -118,7 +118,7 @@ def _add_filter_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _read_filter(options: argparse.Namespace, gallery: "Gallery") -> "Where | None":
-    from .gallery import Where
+    from .columns import Where, parse
 
     if not (options.camera or options.start or options.stop or options.where):
         return None
@@ -127,22 +127,8 @@ def _read_filter(options: argparse.Namespace, gallery: "Gallery") -> "Where | No
         name, equals, value = text.partition("=")
         if not equals:
             raise ValueError(f"--where has {text!r}, it must be COLUMN=VALUE")
-        columns.setdefault(name, []).append(_parse(name, value, gallery.columns.get(name, "str")))
+        columns.setdefault(name, []).append(parse(name, value, gallery.columns.get(name, "str")))
     return Where(tuple(options.camera), options.start, options.stop, columns)
-
-
-def _parse(name: str, text: str, kind: str) -> Any:
-    """Reads a value of a column from the command line."""
-    readers: dict[str, Callable[[str], Any]] = {
-        "str": str,
-        "int": int,
-        "float": float,
-        "bool": lambda word: {"true": True, "false": False}[word.lower()],
-    }
-    try:
-        return readers[kind](text)
-    except (ValueError, KeyError):
-        raise ValueError(f"{name} is {text!r}, the column has the type {kind}") from None
 
 
 def _add_search_options(parser: argparse.ArgumentParser) -> None:
@@ -275,7 +261,12 @@ def _tell_matches(matches: "list[Match]", options: argparse.Namespace, gallery: 
     for rank, match in enumerate(matches, start=1 + options.offset):
         time = match.columns["time"]
         seen = [match.columns["camera"], time and f"{time:%Y-%m-%d %H:%M:%S}"]
-        tell("  ".join([f"{rank:3}", f"{match.score:.3f}", match.path or match.id, *filter(None, seen)]))
+        tell("  ".join([f"{rank:3}", f"{match.score:.3f}", _shorten(match.path) or match.id, *filter(None, seen)]))
+
+
+def _shorten(path: str) -> str:
+    """Writes a path below the current folder as a relative one."""
+    return path.removeprefix(os.path.join(os.getcwd(), ""))
 
 
 def _add_index_options(parser: argparse.ArgumentParser) -> None:

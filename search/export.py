@@ -53,12 +53,13 @@ def write_table(file: TextIO, matches: Iterable["Match"], columns: Iterable[str]
         writer.writerow([match.id, _cell(match.path), score, *map(_cell, cells)])
 
 
+def defuse(value: Any) -> Any:
+    """Puts an apostrophe in front of a text that a spreadsheet would take as a formula; other values stay."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA_STARTS) else value
+
+
 def _cell(value: Any) -> Any:
-    if isinstance(value, datetime):
-        return value.isoformat()
-    if isinstance(value, str) and value.startswith(_FORMULA_STARTS):
-        return f"'{value}"
-    return value
+    return value.isoformat() if isinstance(value, datetime) else defuse(value)
 
 
 def _write_pictures(gallery: "Gallery", folder: Path, matches: Iterable["Match"]) -> Iterator["Match"]:
@@ -87,4 +88,4 @@ def _write_sheet(gallery: "Gallery", file: Path, matches: list["Match"]) -> None
         draw_ranked_images(rows, scores=scores if has_scores else None).save(unfinished)
 
 
-__all__ = ["export_matches", "write_table"]
+__all__ = ["defuse", "export_matches", "write_table"]

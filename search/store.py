@@ -31,6 +31,9 @@ _TO_PURGE = "to_purge"
 _PAGE = 1_000
 # In seconds, for calls that search or write; the first contact has a limit of its own.
 _CALL_TIMEOUT = 60.0
+# By default, pymilvus asks every ten seconds whether the server is alive. That of Milvus Lite takes this for an attack,
+# and closes the connection. The calls here have time limits of their own.
+_CONNECTION = {"grpc.keepalive_time_ms": 600_000, "grpc.keepalive_permit_without_calls": False}
 # A larger value finds more of the nearest neighbours, and takes longer.
 _EF = 512
 # The stores that this process has open.
@@ -62,12 +65,14 @@ class VectorStore:
         uri: path of the embedded store, or address of the server.
         name: name of the collection.
         is_embedded: whether the store is in this process.
+        is_lite: whether the engine is Milvus Lite: the embedded store, or the server that comes with it.
         dimension: number of values of a vector.
         created: whether opening made the store.
     """
 
     def __init__(self, client: "MilvusClient", uri: str, name: str, is_embedded: bool):
         self._client, self.uri, self.name, self.is_embedded = client, uri, name, is_embedded
+        self.is_lite = is_embedded
         self.created = False
         self.dimension = 0
         # The embedded engine allows one writer, and `purge` replaces the collection.
@@ -119,6 +124,7 @@ class VectorStore:
         spare = f"{self.name}_rewritten"
         with self._naming_errors():
             exists = self._client.has_collection(self.name, timeout=timeout)
+            self.is_lite = self.engine.startswith("milvus-lite")
             # A purge was interrupted: the copy is complete only if the original is gone.
             if self.is_embedded and self._client.has_collection(spare):
                 if exists:
@@ -158,7 +164,7 @@ class VectorStore:
         for column in ("time", "added", "size", "modified", "width", "height"):
             schema.add_field(column, DataType.INT64)
         index = MilvusClient.prepare_index_params()
-        if self.is_embedded:
+        if self.is_lite:
             # Its graph index loses rows under a narrow filter.
             index.add_index("vector", index_type="FLAT", metric_type="IP")
         else:
@@ -193,14 +199,14 @@ class VectorStore:
         """The name and version of the engine."""
         with self._lock, self._naming_errors():
             version = self._client.get_server_version(timeout=_CALL_TIMEOUT)
-        return version.replace("_", "-") if self.is_embedded else f"Milvus {version.removeprefix('v')}"
+        return version.replace("_", "-") if version.startswith("milvus_lite") else f"Milvus {version.removeprefix('v')}"
 
     def upsert(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Writes rows. A row with a known id replaces the old one.
 
         Args:
-            rows: the rows; a column of `None` is removed. (The embedded engine would keep the old value of a column
-                that is missing.)
+            rows: the rows; a column of `None` is removed. (Milvus Lite would keep the old value of a column that is
+                missing.)
 
         Raises:
             ValueError: a vector is not finite, or is not of length 1.
@@ -212,7 +218,7 @@ class VectorStore:
             if not abs(length - 1) < 1e-3:
                 raise ValueError(f"the vector of {row['id']} has the length {length:g}, it must be 1")
         written = [{**row, "vector": np.asarray(row["vector"], dtype=np.float32).tolist()} for row in by_id.values()]
-        if not self.is_embedded:
+        if not self.is_lite:
             written = [{name: value for name, value in row.items() if value is not None} for row in written]
         with self._lock, self._naming_errors():
             for start in range(0, len(written), _PAGE):
@@ -263,7 +269,7 @@ class VectorStore:
         """
         if not 1 <= limit <= LONGEST_ANSWER:
             raise ValueError(f"a search for {limit} results: it must be between 1 and {LONGEST_ANSWER:,}")
-        parameters = {} if self.is_embedded else {"ef": max(_EF, limit)}
+        parameters = {} if self.is_lite else {"ef": max(_EF, limit)}
         with self._lock, self._naming_errors():
             answers = self._client.search(
                 self.name,
@@ -275,7 +281,7 @@ class VectorStore:
                 timeout=_CALL_TIMEOUT,
             )
         found = [[{"id": hit["id"], "score": hit["distance"], **hit["entity"]} for hit in hits] for hits in answers]
-        if not self.is_embedded and any(len(rows) < limit for rows in found):
+        if not self.is_lite and any(len(rows) < limit for rows in found):
             matching = self.count(conditions, strong=False)
             short = [number for number, rows in enumerate(found) if len(rows) < min(limit, matching)]
             for number, rows in zip(
@@ -337,11 +343,11 @@ class VectorStore:
             pages.close()
 
     def delete(self, ids: Collection[str]) -> int:
-        """Deletes rows, and returns their number. The embedded store keeps their bytes until [`purge`]."""
+        """Deletes rows, and returns their number. Their bytes stay on the disk until [`purge`]."""
         wanted = list(dict.fromkeys(ids))
         with self._lock, self._naming_errors():
-            if self.is_embedded and wanted:
-                # If the process is killed before the purge, the next one that opens the store makes up for it.
+            if self.is_lite and wanted:
+                # If the purge does not follow, the next process that has the store embedded makes up for it.
                 self.set_properties({_TO_PURGE: "1"})
             for start in range(0, len(wanted), _PAGE):
                 self._client.delete(self.name, ids=wanted[start : start + _PAGE], timeout=_CALL_TIMEOUT)
@@ -351,7 +357,7 @@ class VectorStore:
         """Removes the bytes of deleted rows from the disk.
 
         The embedded store is written anew, without them. A server is asked to compact its files; it deletes the old
-        ones by its own schedule.
+        ones by its own schedule. The server of Milvus Lite does nothing: open the store embedded once.
         """
         if not self.is_embedded:
             with self._naming_errors():
@@ -461,7 +467,7 @@ def _open_embedded(uri: str, create: bool) -> "MilvusClient":
     client_class = _import_client()
     path.parent.mkdir(parents=True, exist_ok=True)
     with _naming_errors(uri):
-        client = client_class(uri=str(path))
+        client = client_class(uri=str(path), grpc_options=_CONNECTION)
     _open_stores.add(path)
     return client
 
@@ -486,7 +492,7 @@ def _connect(uri: str, token: str | None, timeout: float) -> "MilvusClient":
     from pymilvus.exceptions import MilvusException
 
     try:
-        return client_class(uri=uri, token=token or "", timeout=timeout)
+        return client_class(uri=uri, token=token or "", timeout=timeout, grpc_options=_CONNECTION)
     except MilvusException as error:
         message = " ".join(str(error.message).split())
         raise ConnectionError(

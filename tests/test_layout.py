@@ -60,7 +60,7 @@ ALLOWED = {
     # The only file that talks to Milvus.
     "search/store.py": {"pymilvus", "milvus_lite", "grpc", "numpy"},
     "search": {
-        *(*HUB_PACKAGES, "datasets", "accelerate", "tqdm", "cv2", "gradio", "fastapi", "starlette", "uvicorn"),
+        *(*HUB_PACKAGES, "datasets", "accelerate", "tqdm", "cv2", "gradio", "fastapi", "starlette", "uvicorn", "anyio"),
         *(f"eccl.{name}" for name in ROOT_FILES),
         *("eccl.search", "eccl.hub", "eccl.dataset_scripts", "eccl.utils"),
     },

@@ -38,7 +38,10 @@ class Block:
 
 
 def read_blocks(page: Path) -> list[Block]:
-    """Returns the code blocks of a page in their order."""
+    """Returns the code blocks of a page in their order.
+
+    Blocks between `~~~` are left out: they are examples for other programs, or need a server.
+    """
     blocks, section, opened = [], "", None
     lines = page.read_text(encoding="utf-8").splitlines()
     for number, line in enumerate(lines, start=1):

@@ -1,6 +1,8 @@
 """The store, the same tests for the embedded engine and for a Milvus server."""
 
+import contextlib
 import os
+import socket
 import subprocess
 import sys
 
@@ -9,6 +11,7 @@ import pytest
 
 from eccl.search import store as stores
 from eccl.search.store import NO_TIME, Condition, VectorStore
+from helpers import wait_until
 
 DIMENSION = 32
 
@@ -178,7 +181,7 @@ def test_wrong_values_are_refused(store):
 
 def test_the_graph_of_a_server_may_lose_rows_but_an_answer_does_not(store, monkeypatch):
     """The engine's answer is cut short, as a graph search under a narrow filter is."""
-    monkeypatch.setattr(store, "is_embedded", False)
+    monkeypatch.setattr(store, "is_lite", False)
     rows = make_rows(200)
     store.upsert(rows)
     search = store._client.search
@@ -274,6 +277,38 @@ def test_what_is_no_store_is_refused(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["folder.db", "old.db"]
     with pytest.raises(ValueError, match="the name of the collection is 'a b'"):
         VectorStore.open(str(tmp_path / "new.db"), "a b", dimension=4)
+
+
+def test_the_server_of_milvus_lite_shares_a_store_exactly_and_its_deleted_rows_are_purged_later(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    folder = tmp_path / "gallery.db"
+    words = ["server", "--data-dir", folder, "--host", "127.0.0.1", "--port", port]
+    program = f"from milvus_lite.cmdline import main; main({[str(word) for word in words]!r})"
+    server = subprocess.Popen([sys.executable, "-c", program])
+    rows = make_rows(300)
+    conditions, query = [Condition("floor", "==", 3)], rows[0]["vector"]
+    matching = [row for row in rows if row["floor"] == 3]
+    try:
+        wait_until(lambda: socket.socket().connect_ex(("127.0.0.1", port)) == 0)
+        first, second = (VectorStore.open(f"http://127.0.0.1:{port}", dimension=DIMENSION) for _ in range(2))
+        assert first.is_lite and not first.is_embedded
+        first.upsert(rows)
+        (found,) = second.search(query[None], 300, conditions)
+        assert [hit["id"] for hit in found] == rank(matching, query, 300)
+        assert first._client.describe_index(first.name, "vector")["index_type"] == "FLAT"
+        second.delete([rows[0]["id"]])
+        second.purge()
+        first.close()
+        second.close()
+    finally:
+        server.terminate()
+        server.wait()
+    with contextlib.closing(VectorStore.open(str(folder), create=False)) as store:
+        assert store.count() == 299 and store.properties == {}
+    secret = np.asarray(query, dtype=np.float32).tobytes()
+    assert not any(secret in file.read_bytes() for file in folder.rglob("*") if file.is_file())
 
 
 def test_a_server_that_does_not_answer_is_named_within_seconds():
