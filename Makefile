@@ -39,7 +39,7 @@ app: $(VENV)/.installed
 	$(BIN)/python -m eccl.search.app --gallery $(DEMO)/gallery.db
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(BIN)/python -m pytest -q -n $(CORES) -m "not slow"
 
 test-slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -q -m slow
@@ -51,7 +51,7 @@ test-oldest:
 	@$(PYTHON) tests/programs/lower_bounds.py > $(VENV)-oldest/constraints.txt
 	@$(VENV)-oldest/bin/$(PIP_INSTALL) $(TORCH)
 	@$(VENV)-oldest/bin/$(PIP_INSTALL) --constraint $(VENV)-oldest/constraints.txt --editable ".[test]" $(TORCH)
-	$(VENV)-oldest/bin/python -m pytest -q -m "not slow"
+	$(VENV)-oldest/bin/python -m pytest -q -n $(CORES) -m "not slow"
 
 # The fast tests with the newest release of everything but torch.
 test-newest:
@@ -59,7 +59,7 @@ test-newest:
 	@test -x $(VENV)-newest/bin/python || $(PYTHON) -m venv $(VENV)-newest
 	@$(VENV)-newest/bin/$(PIP_INSTALL) $(TORCH)
 	@$(VENV)-newest/bin/$(PIP_INSTALL) --upgrade --upgrade-strategy eager --editable ".[test]" $(TORCH)
-	$(VENV)-newest/bin/python -m pytest -q -m "not slow"
+	$(VENV)-newest/bin/python -m pytest -q -n $(CORES) -m "not slow"
 
 # Builds the wheel, installs it into a new environment outside the checkout, and runs its commands there.
 wheel-check: $(VENV)/.installed
