@@ -4,6 +4,7 @@ python -m eccl.eval.heat_map --model DIR --image person.jpg --sentence "a man in
     --output heat.png
 """
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,10 +20,14 @@ if TYPE_CHECKING:
 
 # Sizes of the sheet in pixels.
 _HEIGHT, _GAP, _MIN_WIDTH = 480, 16, 420
+# "t-shirt" is one word.
+_PUNCTUATION = re.compile(r"[^\w-]")
 
 
 def locate_phrase(sentence: str, phrase: str) -> tuple[str, int, int]:
     """Finds a phrase in a sentence; neither case nor spaces matter.
+
+    It finds whole words first: "man" is not found in "woman" if the sentence also has the word "man".
 
     Returns:
         The cleaned sentence, and the first character of the phrase in it and the first one after the phrase.
@@ -33,92 +38,62 @@ def locate_phrase(sentence: str, phrase: str) -> tuple[str, int, int]:
     from ..processing_eccl import clean_caption
 
     clean_sentence, clean_phrase = (" ".join(clean_caption(text).split()) for text in (sentence, phrase))
-    start = clean_sentence.find(clean_phrase) if clean_phrase else -1
-    if start < 0:
+    # Spaces around both let `find` see whole words only.
+    words_of_sentence, words_of_phrase = (f" {_PUNCTUATION.sub(' ', text)} " for text in (clean_sentence, clean_phrase))
+    start = words_of_sentence.find(words_of_phrase)
+    if start < 0 or not clean_sentence.startswith(clean_phrase, start):
+        start = clean_sentence.find(clean_phrase)
+    if start < 0 or not clean_phrase:
         raise ValueError(f"the phrase {phrase!r} is not in the sentence {sentence!r}")
     return clean_sentence, start, start + len(clean_phrase)
-
-
-def find_phrase(processor: "ECCLProcessor", sentence: str, phrase: str) -> tuple[list[int], list[int]]:
-    """Finds the tokens of a phrase in its sentence.
-
-    Returns:
-        The token ids of the sentence, and the positions of the phrase's tokens among them.
-
-    Raises:
-        ValueError: as in [`locate_phrase`], or the phrase is cut off because the sentence is too long.
-    """
-    clean_sentence, start, stop = locate_phrase(sentence, phrase)
-    encoded = processor.tokenizer(
-        clean_sentence, truncation=True, max_length=processor.max_text_length, return_offsets_mapping=True
-    )
-    positions = [
-        index
-        for index, (first, last) in enumerate(encoded["offset_mapping"])
-        if first < min(stop, last) and last > start
-    ]
-    if not positions:
-        raise ValueError(
-            f"the phrase {phrase!r} comes after the first {processor.max_text_length} tokens, which are all that the "
-            "model reads: shorten the sentence"
-        )
-    return encoded["input_ids"], positions
 
 
 def patch_scores(
     model: "ECCLModel", processor: "ECCLProcessor", image: "Image.Image", sentence: str, phrase: str
 ) -> "torch.Tensor":
-    """Computes the cosine similarity of a phrase with each patch of an image.
+    """Computes how much each patch of an image makes the image fit a phrase of a sentence.
 
-    The phrase is the mean of its tokens' unit features. The features of tokens and patches are in the shared space,
-    before pooling.
+    The scores are the sum of the maps of the phrase's words, see [`~eccl.search.explanation.explain`]. A part of a word
+    gives the map of the word.
 
     Returns:
-        `(rows, columns)` on the CPU, -1 to 1.
+        `(rows, columns)` on the CPU. 0: the patch does not matter; below 0: it makes the image fit worse. 1 is the
+        largest absolute value that a single word of the sentence has, so the sum can lie outside -1 to 1.
 
     Raises:
-        ValueError: as in [`find_phrase`].
+        ValueError: as in [`locate_phrase`], or the sentence has more tokens than the model reads.
     """
     import torch
 
-    from ..training.losses import unit_rows
+    from ..search.explanation import explain
 
-    input_ids, positions = find_phrase(processor, sentence, phrase)
-    with torch.no_grad():
-        pixels = processor(images=image, return_tensors="pt")["pixel_values"].to(model.device)
-        tokens = model.get_token_features(torch.tensor([input_ids], device=model.device))[0, positions]
-        patches = model.get_patch_features(pixels)[0]
-        return (unit_rows(patches) @ unit_rows(unit_rows(tokens).mean(dim=0))).cpu()
+    clean_sentence, start, stop = locate_phrase(sentence, phrase)
+    first, last = (clean_sentence.count(" ", 0, end) for end in (start, stop))
+    return torch.from_numpy(explain(model, processor, image, sentence).of(range(first, last + 1)))
 
 
 def draw_heat_map(image: "Image.Image", scores: "torch.Tensor", title: str) -> "Image.Image":
-    """Draws an image twice: as it is, and under its scores, from blue (the lowest) to red (the highest).
+    """Draws an image twice: as it is, and under its scores, orange above 0 and blue below 0.
 
     Args:
         image: any size and mode.
-        scores: `(rows, columns)` of its patches.
+        scores: `(rows, columns)` of its patches; values beyond -1 and 1 are drawn like -1 and 1.
         title: a text above both; the lowest and the highest score are added to it.
     """
-    import numpy as np
     from PIL import Image, ImageDraw
 
     from ..processing_eccl import read_image
+    from ..search.explanation import draw_explanation
     from ..utils.lettering import set_text
 
     image = read_image(image)
-    width = max(1, round(image.width * _HEIGHT / image.height))
-    picture = image.resize((width, _HEIGHT))
-    low, high = scores.min(), scores.max()
-    level = ((scores - low) / (high - low).clamp(min=1e-12)).numpy()
-    smooth = Image.fromarray((255 * level).astype(np.uint8)).resize((width, _HEIGHT), Image.Resampling.BICUBIC)
-    level = np.asarray(smooth, dtype=np.float32)[..., None] / 255
-    heat = level * np.array([255, 40, 0], np.float32) + (1 - level) * np.array([20, 40, 200], np.float32)
-    mixed = Image.fromarray((0.45 * np.asarray(picture) + 0.55 * heat).astype(np.uint8))
+    explained = draw_explanation(image, scores.numpy(), _HEIGHT)
+    picture, width = image.resize(explained.size), explained.width
     sheet_width = max(2 * width + 3 * _GAP, _MIN_WIDTH)
-    heading = set_text(f"{title}  ({low:.2f} to {high:.2f})", sheet_width - 2 * _GAP, font_size=16)
+    heading = set_text(f"{title}  ({scores.min():.2f} to {scores.max():.2f})", sheet_width - 2 * _GAP, font_size=16)
     sheet = Image.new("RGB", (sheet_width, _HEIGHT + heading.height + 3 * _GAP), "white")
     heading.draw(ImageDraw.Draw(sheet), _GAP, _GAP)
-    for index, part in enumerate((picture, mixed)):
+    for index, part in enumerate((picture, explained)):
         sheet.paste(part, (_GAP + index * (width + _GAP), heading.height + 2 * _GAP))
     return sheet
 

@@ -1,5 +1,4 @@
 import json
-import re
 import shutil
 import subprocess
 
@@ -13,11 +12,13 @@ from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 from eccl.dataset_scripts import BENCHMARKS
 from eccl.dataset_scripts.synthetic import SyntheticBenchmark, write_benchmark
 from eccl.eval import evaluate_eccl, heat_map, pictures, reports, reranking, scoring
+from eccl.eval.benchmarks.explanation import draw_sample
 from eccl.hub import loading
 from eccl.hub.adapter import attach_lora, merge_lora, save_adapter
 from eccl.hub.loading import load_model
 from eccl.modeling_eccl import ECCLModel
 from eccl.processing_eccl import ECCLProcessor, load_tokenizer
+from eccl.search.explanation import explain
 from eccl.training.losses import unit_rows
 from helpers import ROOT, launch_command
 
@@ -365,45 +366,79 @@ def test_a_table_has_a_dash_for_a_missing_figure():
 # -- Heat maps
 
 
-def test_the_tokens_of_a_phrase_are_found():
-    processor = ECCLProcessor.from_pretrained(BACKBONE)
-    ids, places = heat_map.find_phrase(processor, "A man  in a Red coat and red shoes.", "red coat")
-    assert ids == processor(text="A man in a red coat and red shoes.")["input_ids"]
-    assert processor.tokenizer.decode([ids[place] for place in places]).strip() == "red coat"
-    _, places = heat_map.find_phrase(processor, "red", "red")
-    assert places == [1]
-    with pytest.raises(ValueError, match="'blue' is not in the sentence"):
-        heat_map.find_phrase(processor, "a red coat", "blue")
-    with pytest.raises(ValueError, match="is not in the sentence"):
-        heat_map.find_phrase(processor, "a red coat", " ")
-    processor.max_text_length = 8
-    with pytest.raises(ValueError, match="comes after the first 8 tokens, which are all that the model reads"):
-        heat_map.find_phrase(processor, "a man and a woman and a child in coats", "coats")
+def test_a_phrase_is_found_as_whole_words_before_parts_of_words():
+    for sentence, phrase, before in (
+        ("A man  in a Red\ncoat and red shoes.", "red coat", "a man in a "),
+        ("A woman and a man.", "MAN", "a woman and a "),
+        ("A man in a t-shirt and a shirt, red", "shirt", "a man in a t-shirt and a "),
+        ("a coat, and a coat.", "coat.", "a coat, and a "),
+        ("a coat, a hat", "coat, a", "a "),
+        ("a woman", "man", "a wo"),
+        ("a red coat", "ed co", "a r"),
+    ):
+        cleaned, start, stop = heat_map.locate_phrase(sentence, phrase)
+        assert cleaned == " ".join(sentence.lower().split())
+        assert (cleaned[:start], cleaned[start:stop]) == (before, phrase.lower())
+    for phrase in ("blue", " ", "", "."):
+        with pytest.raises(ValueError, match=f"the phrase {phrase!r} is not in the sentence 'a red coat'"):
+            heat_map.locate_phrase("a red coat", phrase)
 
 
-def test_a_heat_map_shows_cosines_before_pooling(benchmark, tmp_path, capsys):
-    image = next((benchmark / "imgs").rglob("*.jpg"))
-    sentence = "a person in a red coat and blue jeans"
+def test_a_heat_map_adds_the_maps_of_the_words(benchmark, tmp_path, capsys):
+    file = next((benchmark / "imgs").rglob("*.jpg"))
+    sentence = "A person in a red coat,  and Blue jeans."
     heat_map.main(
         [
-            *("--model", BACKBONE, "--image", str(image), "--sentence", sentence, "--phrase", "blue jeans"),
+            *("--model", BACKBONE, "--image", str(file), "--sentence", sentence, "--phrase", "blue jeans"),
             *("--output", str(tmp_path / "heat.png")),
         ]
     )
-    assert re.search(r"best match for 'blue jeans': row \d+, column \d of 12 x 4 patches", capsys.readouterr().out)
-    assert Image.open(tmp_path / "heat.png").height > 480
+    printed = capsys.readouterr().out
     model, processor = load_model(BACKBONE)
-    scores = heat_map.patch_scores(model, processor, Image.open(image), sentence, "blue jeans")
-    ids, places = heat_map.find_phrase(processor, sentence, "blue jeans")
-    pixels = processor(images=Image.open(image), return_tensors="pt")["pixel_values"]
-    with torch.no_grad():
-        tokens, patches = model.get_token_features(torch.tensor([ids])), model.get_patch_features(pixels)
-    assert scores.shape == patches.shape[1:3] == (12, 4)
-    phrase = sum(tokens[0, place] / tokens[0, place].norm() for place in places)
-    for row in range(6):
-        for column in range(2):
-            expected = torch.cosine_similarity(phrase, patches[0, row, column], dim=0)
-            assert scores[row, column].item() == pytest.approx(expected.item(), abs=1e-5)
+    image = Image.open(file)
+    explanation = explain(model, processor, image, sentence)
+    assert explanation.words[4:] == ["red", "coat,", "and", "blue", "jeans."]
+    for phrase, words in (
+        ("blue jeans", (7, 8)),
+        ("RED  coat", (4, 5)),
+        ("person", (1,)),
+        ("jeans.", (8,)),
+        ("at, and b", (5, 6, 7)),
+    ):
+        scores = heat_map.patch_scores(model, processor, image, sentence, phrase)
+        assert isinstance(scores, torch.Tensor) and scores.shape == (12, 4)
+        expected = sum(explanation.scores[word] for word in words)
+        assert np.allclose(scores, expected, atol=1e-6) and np.ptp(expected) > 0.05
+    best = heat_map.patch_scores(model, processor, image, sentence, "blue jeans").argmax().item()
+    assert f"best match for 'blue jeans': row {best // 4}, column {best % 4} of 12 x 4 patches, from 0" in printed
+    assert Image.open(tmp_path / "heat.png").height > 480
+    with pytest.raises(ValueError, match="the sentence has 92 tokens, start and end included, but the model reads 77"):
+        heat_map.patch_scores(model, processor, image, "red " * 89 + "coat", "coat")
+
+
+def test_a_heat_map_shows_the_place_of_a_phrase():
+    """The garments are drawn, so their places are known."""
+    model, processor = load_model(BACKBONE)
+    hits = []
+    for number in range(8):
+        sample = draw_sample(number, 1, model.config.grid_size)
+        for part in sample.parts:
+            scores = heat_map.patch_scores(model, processor, sample.image, sample.text, part.phrase)
+            hits.append(part.region.flat[scores.argmax()])
+    # A map of cosines before pooling hits a quarter.
+    assert len(hits) > 12 and np.mean(hits) > 0.6
+
+
+def test_a_drawn_heat_map_is_orange_above_zero_and_blue_below():
+    scores = torch.zeros(12, 4)
+    scores[:3], scores[-3:] = 1.25, -0.5
+    sheet = np.asarray(heat_map.draw_heat_map(Image.new("L", (40, 120), 128), scores, "a red coat"), dtype=int)
+    grey = np.full(3, 128)
+    top, left, width = len(sheet) - 16 - 480, 16, 160
+    plain, explained = (sheet[top : top + 480, start : start + width] for start in (left, 2 * left + width))
+    assert (plain == grey).all() and (sheet[top - 1, left:200] == 255).all()
+    assert explained[10, 80, 0] > explained[10, 80, 2] + 100 and explained[-10, 80, 2] > explained[-10, 80, 0] + 50
+    assert abs(explained[240, 80] - grey).max() <= 1
 
 
 def test_mistakes_are_reported_before_the_model_is_loaded(benchmark, tmp_path, capsys, monkeypatch):
