@@ -15,7 +15,7 @@ DEMO := demo
 BACKBONE := assets/synthetic-backbone
 SENTENCE := A woman in a red coat and blue jeans with a black backpack
 
-.PHONY: demo app test test-slow test-oldest test-newest wheel-check soak fidelity common-suite bench-data bench-rows bench-search bench-eval \
+.PHONY: demo app test test-slow test-oldest test-newest wheel-check soak fidelity common-suite bench-data bench-rows bench-search bench-explanation bench-eval \
 	hub-check lint types format clean pretrain
 
 $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
@@ -105,6 +105,10 @@ bench-rows: $(VENV)/.installed
 # Measures the gallery's store with up to 300,000 rows, embedded: ten minutes.
 bench-search: $(VENV)/.installed
 	$(BIN)/python -m eccl.eval.benchmarks.search --rows 10000 100000 300000
+
+# Measures how often the heat map points at the right part of drawn persons: four minutes.
+bench-explanation: $(VENV)/.installed
+	$(BIN)/python -m eccl.eval.benchmarks.explanation --model $(BACKBONE) --images 200
 
 # Compares the time of the metric with that of the matrix product inside it.
 bench-eval: $(VENV)/.installed

@@ -341,12 +341,12 @@ class ECCLProcessor(ProcessorMixin):
     def count_tokens(self, text: str) -> int:
         """Counts all tokens of a text, start and end included, also those that truncation cuts off.
 
-        Threads may share a processor: a call with another truncation or padding than usual would change the tokenizer
-        while another thread uses it.
+        Threads may share a processor: a call of the tokenizer without truncation would change it while another thread
+        uses it. The tokenizer keeps the parts that it has cut off.
         """
-        parts = self(text=[text], return_overflowing_tokens=True)["attention_mask"]
-        # Each part has a start and an end.
-        return sum(map(sum, parts)) - 2 * (len(parts) - 1)
+        encoding = self.tokenizer.backend_tokenizer.encode(clean_caption(text))
+        # Each part has a start and an end, and may be padded.
+        return sum(encoding.attention_mask) + sum(sum(part.attention_mask) - 2 for part in encoding.overflowing)
 
     @classmethod
     def for_model(cls, config: ECCLConfig, tokenizer: PreTrainedTokenizerBase) -> "ECCLProcessor":

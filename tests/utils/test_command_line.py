@@ -203,6 +203,7 @@ def test_only_the_first_process_of_a_machine_reports_its_progress(monkeypatch, c
 CHEAP_COMMANDS = (
     *("eccl.search.commands", "eccl.eval.evaluate_eccl", "eccl.eval.heat_map"),
     *("eccl.eval.benchmarks.data", "eccl.eval.benchmarks.metric", "eccl.eval.benchmarks.training"),
+    *("eccl.eval.benchmarks.explanation", "eccl.eval.benchmarks.search", "eccl.search.app", "eccl.search.space"),
 )
 
 
