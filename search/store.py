@@ -36,6 +36,8 @@ _CALL_TIMEOUT = 60.0
 _CONNECTION = {"grpc.keepalive_time_ms": 600_000, "grpc.keepalive_permit_without_calls": False}
 # A larger value finds more of the nearest neighbours, and takes longer.
 _EF = 512
+# So many rows are read and compared in a tenth of a second.
+_FEW_ROWS = 1_000
 # The stores that this process has open.
 _open_stores: set[Path] = set()
 
@@ -59,7 +61,7 @@ class VectorStore:
 
     A row has `id` (at most 64 characters), `vector`, `path`, `camera`, `time`, `tracklet`, `width`, `height`, `added`,
     `size`, `modified`, and any further columns. The embedded store searches exactly. A server searches a graph (HNSW);
-    an answer with fewer rows than there are is completed by an exact search. Threads may share a store.
+    if few rows match, or an answer has fewer rows than it should, it searches exactly. Threads may share a store.
 
     Attributes:
         uri: path of the embedded store, or address of the server.
@@ -75,6 +77,8 @@ class VectorStore:
         self.is_lite = is_embedded
         self.created = False
         self.dimension = 0
+        # An embedded store with many rows takes long to open, and cannot hang.
+        self._timeout = None if is_embedded else _CALL_TIMEOUT
         # The embedded engine allows one writer, and `purge` replaces the collection.
         self._lock: contextlib.AbstractContextManager = threading.RLock() if is_embedded else contextlib.nullcontext()
 
@@ -123,7 +127,7 @@ class VectorStore:
     def _prepare(self, dimension: int | None, create: bool, properties: Mapping[str, str], timeout: float) -> None:
         spare = f"{self.name}_rewritten"
         with self._naming_errors():
-            exists = self._client.has_collection(self.name, timeout=timeout)
+            exists = self._client.has_collection(self.name, timeout=None if self.is_embedded else timeout)
             self.is_lite = self.engine.startswith("milvus-lite")
             # A purge was interrupted: the copy is complete only if the original is gone.
             if self.is_embedded and self._client.has_collection(spare):
@@ -148,7 +152,7 @@ class VectorStore:
             if dimension is not None and dimension != self.dimension:
                 raise ValueError(f"{self.uri} has vectors of {self.dimension} values, the model makes {dimension}")
             # A collection that was closed must be loaded again before it answers.
-            self._client.load_collection(self.name, timeout=_CALL_TIMEOUT)
+            self._client.load_collection(self.name, timeout=self._timeout)
         if self.is_embedded and _TO_PURGE in self.properties:
             self.purge()
 
@@ -177,7 +181,7 @@ class VectorStore:
                 # This process sees what it has written.
                 consistency_level="Session",
                 properties={_PREFIX + key: value for key, value in properties.items()},
-                timeout=_CALL_TIMEOUT,
+                timeout=self._timeout,
             )
 
     @property
@@ -191,14 +195,14 @@ class VectorStore:
         """Changes or adds properties."""
         with self._lock, self._naming_errors():
             self._client.alter_collection_properties(
-                self.name, {_PREFIX + key: value for key, value in changes.items()}, timeout=_CALL_TIMEOUT
+                self.name, {_PREFIX + key: value for key, value in changes.items()}, timeout=self._timeout
             )
 
     @property
     def engine(self) -> str:
         """The name and version of the engine."""
         with self._lock, self._naming_errors():
-            version = self._client.get_server_version(timeout=_CALL_TIMEOUT)
+            version = self._client.get_server_version(timeout=self._timeout)
         return version.replace("_", "-") if version.startswith("milvus_lite") else f"Milvus {version.removeprefix('v')}"
 
     def upsert(self, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -222,7 +226,7 @@ class VectorStore:
             written = [{name: value for name, value in row.items() if value is not None} for row in written]
         with self._lock, self._naming_errors():
             for start in range(0, len(written), _PAGE):
-                self._client.upsert(self.name, written[start : start + _PAGE], timeout=_CALL_TIMEOUT)
+                self._client.upsert(self.name, written[start : start + _PAGE], timeout=self._timeout)
 
     def get(self, ids: Collection[str], fields: Sequence[str] = ("*",)) -> dict[str, dict[str, Any]]:
         """Reads rows by their ids, as they are now; unknown ids are left out.
@@ -249,7 +253,7 @@ class VectorStore:
         for start in range(0, len(wanted), _PAGE):
             filter = _render([Condition(column, "in", wanted[start : start + _PAGE])])
             with self._lock, self._naming_errors():
-                found += self._client.query(self.name, filter, ["id", *fields], timeout=_CALL_TIMEOUT, **level)
+                found += self._client.query(self.name, filter, ["id", *fields], timeout=self._timeout, **level)
         return [dict(row) for row in found]
 
     def search(
@@ -278,12 +282,13 @@ class VectorStore:
                 limit=limit,
                 output_fields=list(fields),
                 search_params={"metric_type": "IP", "params": parameters},
-                timeout=_CALL_TIMEOUT,
+                timeout=self._timeout,
             )
         found = [[{"id": hit["id"], "score": hit["distance"], **hit["entity"]} for hit in hits] for hits in answers]
-        if not self.is_lite and any(len(rows) < limit for rows in found):
+        if not self.is_lite and (conditions or any(len(rows) < limit for rows in found)):
             matching = self.count(conditions, strong=False)
-            short = [number for number, rows in enumerate(found) if len(rows) < min(limit, matching)]
+            # If few rows match, comparing with all of them is quick; until its index is built, a server misses some.
+            short = [n for n, rows in enumerate(found) if matching <= _FEW_ROWS or len(rows) < min(limit, matching)]
             for number, rows in zip(
                 short, self._search_exactly(vectors[short], limit, conditions, fields), strict=True
             ):
@@ -314,7 +319,7 @@ class VectorStore:
         """
         level = {"consistency_level": "Strong"} if strong else {}
         with self._lock, self._naming_errors():
-            answer = self._client.query(self.name, _render(conditions), ["count(*)"], timeout=_CALL_TIMEOUT, **level)
+            answer = self._client.query(self.name, _render(conditions), ["count(*)"], timeout=self._timeout, **level)
         return int(answer[0]["count(*)"])
 
     def scan(
@@ -350,7 +355,7 @@ class VectorStore:
                 # If the purge does not follow, the next process that has the store embedded makes up for it.
                 self.set_properties({_TO_PURGE: "1"})
             for start in range(0, len(wanted), _PAGE):
-                self._client.delete(self.name, ids=wanted[start : start + _PAGE], timeout=_CALL_TIMEOUT)
+                self._client.delete(self.name, ids=wanted[start : start + _PAGE], timeout=self._timeout)
         return len(wanted)
 
     def purge(self) -> None:
@@ -361,8 +366,8 @@ class VectorStore:
         """
         if not self.is_embedded:
             with self._naming_errors():
-                self._client.flush(self.name, timeout=_CALL_TIMEOUT)
-                self._client.compact(self.name, timeout=_CALL_TIMEOUT)
+                self._client.flush(self.name, timeout=self._timeout)
+                self._client.compact(self.name, timeout=self._timeout)
             return
         spare = f"{self.name}_rewritten"
         with self._lock:
@@ -380,7 +385,7 @@ class VectorStore:
     def drop(self) -> None:
         """Deletes the collection with all its rows; the store must be closed then."""
         with self._lock, self._naming_errors():
-            self._client.drop_collection(self.name, timeout=_CALL_TIMEOUT)
+            self._client.drop_collection(self.name, timeout=self._timeout)
 
     def bytes_on_disk(self) -> int | None:
         """The size of the embedded store's files; `None` for a server."""

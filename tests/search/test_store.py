@@ -179,13 +179,19 @@ def test_wrong_values_are_refused(store):
     assert store.count() == 0
 
 
-def test_the_graph_of_a_server_may_lose_rows_but_an_answer_does_not(store, monkeypatch):
-    """The engine's answer is cut short, as a graph search under a narrow filter is."""
+@pytest.mark.parametrize("few", [0, 1_000])
+@pytest.mark.parametrize("loss", ["short", "wrong"])
+def test_the_graph_of_a_server_may_lose_rows_but_an_answer_does_not(store, monkeypatch, few, loss):
+    """The engine's answer lacks rows, as that of a graph search under a narrow filter does."""
     monkeypatch.setattr(store, "is_lite", False)
+    monkeypatch.setattr(stores, "_FEW_ROWS", few)
     rows = make_rows(200)
     store.upsert(rows)
     search = store._client.search
-    monkeypatch.setattr(store._client, "search", lambda *args, **kwargs: [hits[:2] for hits in search(*args, **kwargs)])
+    lost = slice(0, 2) if loss == "short" else slice(2, None)
+    monkeypatch.setattr(
+        store._client, "search", lambda *args, **options: [hits[lost] for hits in search(*args, **options)]
+    )
     conditions = [Condition("camera", "==", "camera 1")]
     matching = [row for row in rows if row["camera"] == "camera 1"]
     queries = np.stack([row["vector"] for row in rows[:3]])
