@@ -42,7 +42,7 @@ test: $(VENV)/.installed
 	$(BIN)/python -m pytest -q -n $(CORES) -m "not slow"
 
 test-slow: $(VENV)/.installed
-	$(BIN)/python -m pytest -q -m slow
+	$(BIN)/python -m pytest -q -n $(CORES) --dist loadgroup -m slow
 
 # The fast tests with the lowest versions that setup.cfg allows.
 test-oldest:

@@ -92,3 +92,12 @@ def sound(laboratory, benchmark, backbone):
     from sound_folders import make_sound_folders
 
     return make_sound_folders(laboratory.folder / "sound", benchmark, backbone)
+
+
+@pytest.fixture(scope="session")
+def server_address(tmp_path_factory):
+    """The address of a Milvus server. Tests that use it are slow, and in the group "milvus"."""
+    from milvus_server import running_server
+
+    with running_server(tmp_path_factory.mktemp("milvus")) as address:
+        yield address

@@ -27,6 +27,7 @@ def outcomes(tmp_path_factory):
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("common_suite")
 @pytest.mark.parametrize(
     ("ours", "clip"),
     [
@@ -46,6 +47,7 @@ def test_eccl_fails_no_common_test_that_clip_passes(outcomes, ours, clip):
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("common_suite")
 def test_every_exception_is_still_needed(outcomes):
     names = ("ECCLModelTest", "ECCLModelWithPromptsTest", "ECCLProcessorTest")
     found = {test: message for name in names for test, message in failures(outcomes[name]).items()}

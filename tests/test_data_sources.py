@@ -71,6 +71,7 @@ def push(hub, sources, tmp_path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("data_sources")
 def test_ten_sources_give_the_same_weights_after_two_steps(sources, hub, backbone, tmp_path):
     assert len(sources) == 10
     push(hub, sources, tmp_path)
@@ -92,6 +93,7 @@ def test_ten_sources_give_the_same_weights_after_two_steps(sources, hub, backbon
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("data_sources")
 def test_an_export_on_the_hub_is_scored_as_the_raw_folder(sources, hub, backbone, tmp_path):
     push(hub, sources, tmp_path)
     model = tmp_path / "model"
@@ -110,6 +112,7 @@ def test_an_export_on_the_hub_is_scored_as_the_raw_folder(sources, hub, backbone
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("data_sources")
 def test_a_data_set_that_needs_a_login_or_a_consent_says_so_in_one_line(sources, hub, backbone, tmp_path):
     push(hub, sources, tmp_path)
     common = ["--init_from", backbone, "--output_dir", tmp_path / "out", *TRAINING]

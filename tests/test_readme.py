@@ -296,6 +296,7 @@ def reader(tmp_path_factory):
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("readme")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_block_runs_and_prints_what_the_page_says(page, reader):
     printed = ""
@@ -311,5 +312,6 @@ def test_every_block_runs_and_prints_what_the_page_says(page, reader):
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("readme")
 def test_no_command_of_the_pages_printed_an_unwanted_warning(reader):
     assert not reader.unwanted, "\n".join(reader.unwanted)

@@ -108,14 +108,12 @@ def test_a_store_that_exists_is_refused_and_kept(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_the_benchmark_measures_a_server_and_drops_its_collection(tmp_path, capsys):
-    from milvus_server import running_server
-
-    with running_server(tmp_path) as uri:
-        data = ["--server_data", str(tmp_path / "data")]
-        search.main(["--rows", "2000", "--uri", uri, "--queries", "5", "--repeats", "1", "--settle", "5", *data])
-        with pytest.raises(FileNotFoundError):
-            VectorStore.open(uri, "search_benchmark_person_2000", create=False)
+@pytest.mark.xdist_group("milvus")
+def test_the_benchmark_measures_a_server_and_drops_its_collection(server_address, capsys):
+    words = ["--rows", "2000", "--uri", server_address, "--queries", "5", "--repeats", "1", "--settle", "5"]
+    search.main(words)
+    with pytest.raises(FileNotFoundError):
+        VectorStore.open(server_address, "search_benchmark_person_2000", create=False)
     lines = capsys.readouterr().out.splitlines()
     assert lines[2].startswith("| server | person | 2,000 |")
     assert all(line.endswith("| 0.0% | 100.0% |") for line in lines[6:])

@@ -2,4 +2,6 @@
 
 import pytest
 
-ENGINES = ["embedded", pytest.param("server", marks=pytest.mark.slow)]
+# A machine runs one server, so all its tests belong to one process of the test runner.
+SERVER_MARKS = [pytest.mark.slow, pytest.mark.xdist_group("milvus")]
+ENGINES = ["embedded", pytest.param("server", marks=SERVER_MARKS)]

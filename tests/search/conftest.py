@@ -5,15 +5,8 @@ import uuid
 
 import pytest
 from engines import ENGINES
-from milvus_server import running_server
 
 from eccl.search.store import VectorStore
-
-
-@pytest.fixture(scope="session")
-def server_address(tmp_path_factory):
-    with running_server(tmp_path_factory.mktemp("milvus")) as address:
-        yield address
 
 
 @pytest.fixture(params=ENGINES)

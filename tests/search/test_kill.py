@@ -65,9 +65,10 @@ def test_ten_kills_at_random_moments_lose_nothing_and_double_nothing(uri, collec
     moments = random.Random(17)
     kept = set()
     killed = 0
-    for _ in range(10):
+    for attempt in range(1, 11):
         process = start(context, uri, collection, folder, tmp_path / "crops")
-        time.sleep(moments.uniform(0.0, 0.6))
+        # Early kills hit the first writes, late ones the middle of the work, on slow machines too.
+        time.sleep(moments.random() * 0.25 * attempt)
         with contextlib.suppress(ProcessLookupError):
             os.kill(process.pid, signal.SIGKILL)
         process.join()
@@ -76,7 +77,7 @@ def test_ten_kills_at_random_moments_lose_nothing_and_double_nothing(uri, collec
             found = {row["id"] for row in store.scan()}
             assert store.count() == len(found) and kept <= found <= ids
             kept = found
-    assert killed >= 5 and len(kept) > 0
+    assert killed >= 5 and kept
     process = start(context, uri, collection, folder, tmp_path / "crops")
     process.join()
     assert process.exitcode == 0
