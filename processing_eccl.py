@@ -198,7 +198,9 @@ def read_image(source: str | PathLike[str] | BinaryIO | Image.Image | Mapping[st
             return _to_rgb(image)
     # On malformed files, Pillow raises errors of many types: OSError, SyntaxError, struct.error, ...
     except Exception as error:
-        raise ValueError(f"{name} cannot be read as an image: {error}") from error
+        # Pillow shows an open file by its place in memory.
+        reason = re.sub(r" <_io\.\w+ object at 0x\w+>", "", str(error))
+        raise ValueError(f"{name} cannot be read as an image: {reason}") from error
 
 
 @functools.cache

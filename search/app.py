@@ -128,6 +128,8 @@ def main(arguments: list[str]) -> None:
         add_user(file, options.add_user)
         tell(f"added {options.add_user} to {file}")
         return
+    if file is not None and not file.is_file():
+        raise FileNotFoundError(f"--auth_file is {file}, but there is no such file: add a user with --add_user")
     is_local = options.host in ("localhost", "127.0.0.1", "::1")
     if not is_local and file is None:
         raise ValueError(
@@ -140,6 +142,8 @@ def main(arguments: list[str]) -> None:
         workers=options.workers,
         audit_log=Path(options.audit_log) if options.audit_log else None,
     )
+    if options.port > 65_535:
+        parser.error(f"--port is {options.port}, the largest port is 65535")
     family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
     # The port comes first: loading a model takes seconds.
     with (

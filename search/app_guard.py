@@ -133,7 +133,7 @@ class RateLimiter:
 
 
 class Desk:
-    """A counter with a few clerks and a queue that is not endless."""
+    """Lets a few searches run at a time and some wait; more are refused."""
 
     def __init__(self, workers: int, waiting: int):
         self._turns, self._waiting, self._longest = anyio.Semaphore(workers), 0, waiting
@@ -166,6 +166,8 @@ class AuditLog:
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch(mode=0o600)
+            # A folder, or a file that cannot be written, is found at the start.
+            path.open("a").close()
 
     def write(self, client: str, action: str, **more: Any) -> None:
         if self._path is None:

@@ -68,6 +68,8 @@ class Pictures:
         key = secrets.token_hex(16)
         with self._lock:
             self._drop_old()
+            while len(self._pictures) >= _MOST_PICTURES:
+                self._pictures.popitem(last=False)
             self._pictures[key] = (time.monotonic(), picture)
         return key, picture
 
@@ -85,9 +87,7 @@ class Pictures:
 
     def _drop_old(self) -> None:
         oldest = time.monotonic() - _PICTURE_AGE
-        while self._pictures and (
-            len(self._pictures) >= _MOST_PICTURES or next(iter(self._pictures.values()))[0] < oldest
-        ):
+        while self._pictures and next(iter(self._pictures.values()))[0] < oldest:
             self._pictures.popitem(last=False)
 
 

@@ -1,7 +1,7 @@
 """The columns of a gallery: what a picture can be described by, and the filter over it."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from os import PathLike
@@ -17,6 +17,10 @@ KNOWN_COLUMNS = ("camera", "time", "tracklet")
 # The columns that a gallery fills in by itself.
 _RESERVED = ("id", "vector", "path", "width", "height", "added", "size", "modified", "score")
 _TYPES: dict[str, type] = {"str": str, "int": int, "float": float, "bool": bool}
+# The longest sentence of a query, in characters.
+LONGEST_QUERY = 1_000
+# The columns of every gallery that a filter may name, with their types.
+_FILTERED = {"camera": "str", "tracklet": "str", "width": "int", "height": "int"}
 # Milvus keeps the further columns of a row in one field of at most 65,536 bytes.
 _LONGEST_TEXT = 10_000
 # The range of times that Python can write as dates, in milliseconds.
@@ -65,7 +69,7 @@ class Where:
             ValueError: a column is unknown, a value is of another type than the column, a time cannot be read, or the
                 start is not before the stop.
         """
-        cameras = [self.camera] if isinstance(self.camera, str) else list(self.camera)
+        cameras = _list("camera", self.camera)
         conditions = [Condition("camera", "in", [_read_name("camera", each) for each in cameras])] if cameras else []
         start, stop = (None if time is None else read_time(time) for time in (self.start, self.stop))
         if start is not None and stop is not None and start >= stop:
@@ -75,11 +79,11 @@ class Where:
         if stop is not None or start is not None:
             # A picture without a time is in no period.
             conditions.append(Condition("time", "<", NO_TIME if stop is None else stop))
-        known = {**dict(types), "tracklet": "str"}
+        known = {**types, **_FILTERED}
         for name, allowed in self.columns.items():
             if name not in known:
                 raise ValueError(f"the gallery has no column {name!r}, its columns are {', '.join(sorted(known))}")
-            values = [allowed] if isinstance(allowed, (str, int, float)) else list(allowed)
+            values = _list(name, allowed)
             conditions.append(Condition(name, "in", [convert(name, value, known[name]) for value in values]))
         return conditions
 
@@ -103,10 +107,20 @@ def read_time(value: object) -> int:
             ) from None
     if isinstance(time, datetime):
         time = time if time.tzinfo else time.replace(tzinfo=UTC)
-        return (time - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(milliseconds=1)
+        # With its time zone, a time of the year 1 can lie before it.
+        time = (time - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(milliseconds=1)
     if isinstance(time, int) and not isinstance(time, bool) and _FIRST_TIME <= time <= _LAST_TIME:
         return time
     raise ValueError(f"{value!r} is no time: it must be a datetime, a text in ISO form or milliseconds since 1970")
+
+
+def _list(name: str, allowed: object) -> list[Any]:
+    """Makes a list of the allowed values of a column: one value, or several."""
+    if isinstance(allowed, (str, int, float)):
+        return [allowed]
+    if isinstance(allowed, Collection):
+        return list(allowed)
+    raise ValueError(f"{name} is {allowed!r}, it must be a value or a list of values")
 
 
 def show_time(milliseconds: int) -> datetime | None:
@@ -229,6 +243,7 @@ def spread_columns(columns: Mapping[str, Any] | None, pictures: Iterable[Any]) -
 
 __all__ = [
     "KNOWN_COLUMNS",
+    "LONGEST_QUERY",
     "Picture",
     "Where",
     "convert",

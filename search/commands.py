@@ -3,7 +3,7 @@
 python -m eccl.search.gallery index photos/ --model DIR
 python -m eccl.search.gallery search "a woman in a red coat with a black backpack"
 
-Without the name of a command, it searches.
+If the first word is an option, the command is search.
 """
 
 import argparse
@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 
 # More lines than these are only counted, unless the output goes to a file.
 _MOST_LINES = 20
+# Of fewer queries, a share says little.
+_FEW_QUERIES = 100
 _AGE = re.compile(r"(\d+(?:\.\d+)?)(min|h|d|w)")
 _UNITS = {"min": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
@@ -63,8 +65,13 @@ def add_gallery_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def open_gallery(options: argparse.Namespace, create: bool = False) -> "Gallery":
+def open_gallery(options: argparse.Namespace, create: bool = False, with_model: bool = True) -> "Gallery":
     """Opens the gallery that the options name.
+
+    Args:
+        options: with those of [`add_gallery_options`].
+        create: makes the gallery if it is missing.
+        with_model: loads the model, which encodes pictures and sentences.
 
     Raises:
         ValueError: `--model` is missing for a new gallery, or see [`Gallery.open`].
@@ -91,6 +98,10 @@ def open_gallery(options: argparse.Namespace, create: bool = False) -> "Gallery"
         finally:
             store.close()
 
+    if not with_model:
+        from .gallery import Gallery
+
+        return Gallery.open(None, None, options.gallery, options.name, token=token, create=False, crops=options.crops)
     name = Processes().share(find_model)
     say(f"loading {name}")
     from ..hub.loading import load_model
@@ -168,7 +179,7 @@ def _require_output(path: str | None, inputs: Mapping[str, str | None]) -> None:
         if file.is_dir():
             raise IsADirectoryError(f"{file} is a folder, not a table")
         require_writable_folder(file.parent)
-    elif file.suffix or file.is_dir():
+    elif file.suffix:
         require_picture_path(file)
     else:
         require_new_folder(file)
@@ -184,20 +195,27 @@ def _search(options: argparse.Namespace) -> None:
         raise ValueError("--query is empty: it must be a sentence")
     if options.query is None and options.image is None:
         raise ValueError("the query is missing: give a sentence, --image, or both")
-    if options.top_k < 1:
-        raise ValueError(f"--top_k is {options.top_k}, it must be at least 1")
-    _require_output(options.output, {"--model": options.model, "--image": options.image, "--images": options.images})
-    if options.images is not None:
+    from .columns import LONGEST_QUERY
+    from .store import LONGEST_ANSWER
+
+    if not 1 <= options.top_k <= LONGEST_ANSWER:
+        raise ValueError(f"--top_k is {options.top_k}, it must be at least 1 and at most {LONGEST_ANSWER:,}")
+    if options.images is None and options.query is not None and len(options.query) > LONGEST_QUERY:
+        raise ValueError(f"the query has {len(options.query):,} characters, at most {LONGEST_QUERY:,} are allowed")
+    if options.images is None:
+        _require_output(options.output, {"--model": options.model, "--image": options.image})
+    else:
         _search_folder(options)
         return
     _refuse_unused(options, "--images", on_bad_image="error", batch_size=64)
     with open_gallery(options) as gallery:
+        where = _read_filter(options, gallery)
         matches = gallery.refine(
             options.query,
             options.like,
             options.unlike,
             options.top_k,
-            _read_filter(options, gallery),
+            where,
             negative=options.negative,
             image=options.image,
             group_by=options.group_by,
@@ -209,8 +227,8 @@ def _search(options: argparse.Namespace) -> None:
             for match in matches:
                 tell(json.dumps(asdict(match), default=datetime.isoformat))
         else:
-            _tell_matches(matches, options, gallery)
-        if options.output and matches:
+            _tell_matches(matches, options, gallery, where)
+        if options.output:
             gallery.export(options.output, matches)
             say(f"written: {options.output}")
 
@@ -228,6 +246,7 @@ def _search_folder(options: argparse.Namespace) -> None:
     output = Path(options.output) if options.output else None
     if output:
         require_picture_path(output)
+        require_no_input(output, {"--model": options.model}, "--output")
         if output.resolve().is_relative_to(Path(options.images).resolve()):
             raise ValueError(f"--output is {output}, inside the folder of --images: the next search would find it")
     say(f"loading {options.model}")
@@ -253,11 +272,19 @@ def _search_folder(options: argparse.Namespace) -> None:
         tell(f"picture: {output}")
 
 
-def _tell_matches(matches: "list[Match]", options: argparse.Namespace, gallery: "Gallery") -> None:
+def _tell_matches(
+    matches: "list[Match]", options: argparse.Namespace, gallery: "Gallery", where: "Where | None"
+) -> None:
     tell(f'"{options.query or options.image}" among {len(gallery):,} images:')
     if not matches:
-        lowest = options.min_score if options.min_score is not None else gallery.threshold
-        tell("nobody fits" + ("" if lowest is None else f": no picture has a score of {lowest:.3f} or more"))
+        is_plain = not (options.image or options.negative or options.like or options.unlike)
+        lowest = gallery.threshold if options.min_score is None and is_plain else options.min_score
+        if where is not None and not gallery.count(where):
+            tell("no picture passes the filter")
+        elif options.offset:
+            tell("there are no more matches")
+        else:
+            tell("nobody fits" + ("" if lowest is None else f": no picture has a score of {lowest:.3f} or more"))
     for rank, match in enumerate(matches, start=1 + options.offset):
         time = match.columns["time"]
         seen = [match.columns["camera"], time and f"{time:%Y-%m-%d %H:%M:%S}"]
@@ -307,7 +334,9 @@ def _add_index_options(parser: argparse.ArgumentParser) -> None:
 def _index(options: argparse.Namespace) -> None:
     kinds = [bool(options.sources), bool(options.dataset_name), bool(options.video)]
     if sum(kinds) != 1:
-        raise ValueError("give either sources, or --dataset_name, or --video: what to index")
+        raise ValueError("give either sources, or --dataset_name, or --video: one of them says what to index")
+    if len(options.video) > 1 and (options.start or any("://" in video for video in options.video)):
+        raise ValueError("give one --video: a start is that of one video, and a stream goes on until it is stopped")
     if not options.video:
         _refuse_unused(options, "--video", detector="hog", start=None, every=None, interval=1.0, min_detection=0.5)
     if not options.sources:
@@ -325,6 +354,7 @@ def _index(options: argparse.Namespace) -> None:
     columns = {"camera": options.camera} if options.camera and not options.video else None
     added, known = 0, 0
     skipped: list[str] = []
+    changes: list[str] = []
     with open_gallery(options, create=True) as gallery:
         for pictures in sets:
             report = gallery.add(
@@ -335,11 +365,13 @@ def _index(options: argparse.Namespace) -> None:
                 progress=not options.video,
             )
             added, known, skipped = added + report.added, known + report.known, [*skipped, *report.skipped]
+            changes += [f"{report.updated:,} got other columns"] if report.updated else []
+            changes += [f"{report.replaced:,} removed because their file has changed"] if report.replaced else []
         for line in skipped:
             say(f"skipped {line}")
         if Processes().rank == 0:
             counts = f"added {added:,}, known {known:,}, skipped {len(skipped):,}"
-            tell(f"{counts}: {len(gallery):,} pictures in {options.gallery}")
+            tell(f"{', '.join([counts, *changes])}: {len(gallery):,} pictures in {options.gallery}")
     end_launched_process()
 
 
@@ -377,7 +409,7 @@ def _list_pictures(options: argparse.Namespace) -> list[Iterable[Any]]:
 
 
 def _info(options: argparse.Namespace) -> None:
-    with open_gallery(options) as gallery:
+    with open_gallery(options, with_model=False) as gallery:
         for name, value in asdict(gallery.info()).items():
             if isinstance(value, dict):
                 value = ", ".join(f"{key or 'none'}: {number}" for key, number in value.items())
@@ -394,8 +426,10 @@ def _add_remove_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _remove(options: argparse.Namespace) -> None:
-    with open_gallery(options) as gallery:
+    with open_gallery(options, with_model=False) as gallery:
         count = gallery.remove(options.ids, _read_filter(options, gallery), options.path)
+        if not count:
+            say("warning: no picture of the gallery matches")
         tell(f"removed {count:,} pictures, {len(gallery):,} are left")
 
 
@@ -407,7 +441,10 @@ def read_age(text: str) -> timedelta | datetime:
     """
     match = _AGE.fullmatch(text.strip())
     if match:
-        return timedelta(**{_UNITS[match[2]]: float(match[1])})
+        try:
+            return timedelta(**{_UNITS[match[2]]: float(match[1])})
+        except OverflowError:
+            raise ValueError(f"{text!r} is too long an age") from None
     try:
         return datetime.fromisoformat(text)
     except ValueError:
@@ -418,7 +455,7 @@ def read_age(text: str) -> timedelta | datetime:
 
 def _expire(options: argparse.Namespace) -> None:
     age = read_age(options.older_than)
-    with open_gallery(options) as gallery:
+    with open_gallery(options, with_model=False) as gallery:
         tell(f"removed {gallery.expire(age):,} pictures, {len(gallery):,} are left")
 
 
@@ -453,7 +490,9 @@ def _export(options: argparse.Namespace) -> None:
     _require_output(options.output, {"--model": options.model})
     if Path(options.output).suffix:
         require_absent([Path(options.output)], options.overwrite)
-    with open_gallery(options) as gallery:
+    elif options.overwrite:
+        raise ValueError("--overwrite only applies to a file: the folder must be new or empty")
+    with open_gallery(options, with_model=False) as gallery:
         gallery.export(options.output, where=_read_filter(options, gallery))
     tell(f"written: {options.output}")
 
@@ -482,7 +521,9 @@ def _calibrate(options: argparse.Namespace) -> None:
         f"threshold {found.threshold:.4f}: {100 * found.precision:.1f} % of the matches with this score or more are "
         f"right, and {100 * found.answered:.1f} % of the {found.queries:,} queries have one"
     )
-    if not found.pictures / 2 <= size <= found.pictures * 2:
+    if found.queries < _FEW_QUERIES:
+        say(f"warning: it was measured with {found.queries:,} queries: use {_FEW_QUERIES} or more")
+    if size > 2 * found.pictures:
         say(
             f"warning: it was measured among {found.pictures:,} pictures, the gallery has {size:,}: among more "
             "pictures, more wrong ones have a high score"

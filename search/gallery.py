@@ -12,7 +12,9 @@ with Gallery.open(*load_model("demo/model"), "gallery.db") as gallery:
 
 import hashlib
 import json
+import math
 import os
+import threading
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -28,21 +30,17 @@ from torch import nn
 from ..encoding_eccl import embed_captions
 from ..modeling_eccl import ECCLModel
 from ..processing_eccl import ECCLProcessor, clean_caption, read_image
-from .columns import Picture, Where, read_columns, show_time
+from .columns import LONGEST_QUERY, Picture, Where, read_columns, show_time
 from .indexing import AddReport, add_pictures
 from .processes import Processes
-from .store import LONGEST_ANSWER, NO_TIME, Condition, VectorStore
+from .store import LONGEST_ANSWER, NO_TIME, Condition, VectorStore, by_score, is_address
 
 LONGEST_TOP_K = LONGEST_ANSWER
-# In characters.
-LONGEST_QUERY = 1_000
 _FORMAT = "1"
 # The columns of a row that a match does not show.
 _INTERNAL = ("id", "vector", "path", "score", "size", "modified")
 # The weight of a negative sentence, and of pictures that are marked as right and as wrong (Rocchio 1971).
 _NEGATIVE, _LIKE, _UNLIKE = 0.5, 0.75, 0.25
-# Exact search takes a quarter of a second there, on one core.
-_MANY_ROWS = 250_000
 
 
 @dataclass(frozen=True)
@@ -154,15 +152,19 @@ class Gallery:
     [`add`] divides the pictures; the other methods are for the first process.
 
     Attributes:
-        model, processor: they encode pictures and sentences.
         columns: the types of the gallery's own columns by name: `str`, `int`, `float` or `bool`.
         crops: the folder of pictures that have no file, `None` if there is none.
+        lock: held while rows are changed.
         threshold: the score from which a match counts, `None` if the gallery is not calibrated.
     """
 
-    def __init__(self, model: ECCLModel, processor: ECCLProcessor, store: VectorStore | None, crops: Path | None):
-        self.model, self.processor, self.crops = model.eval(), processor, crops
+    def __init__(
+        self, model: ECCLModel | None, processor: ECCLProcessor | None, store: VectorStore | None, crops: Path | None
+    ):
+        self._model, self._processor, self.crops = model and model.eval(), processor, crops
         self._store = store
+        # It is held while rows are read, changed and written: otherwise a row that is removed meanwhile would return.
+        self.lock = threading.RLock()
         properties = store.properties if store else {}
         self.columns: dict[str, str] = json.loads(properties.get("columns", "{}"))
         self._cameras: list[str] = json.loads(properties.get("cameras", "[]"))
@@ -172,8 +174,8 @@ class Gallery:
     @classmethod
     def open(
         cls,
-        model: ECCLModel,
-        processor: ECCLProcessor,
+        model: ECCLModel | None,
+        processor: ECCLProcessor | None,
         uri: str | os.PathLike[str] = "gallery.db",
         name: str = "gallery",
         *,
@@ -184,12 +186,14 @@ class Gallery:
         """Opens a gallery, and makes it if it is missing.
 
         Args:
-            model, processor: an `ECCLModel` and its processor, from `load_model`.
+            model, processor: an `ECCLModel` and its processor, from `load_model`; both `None` to open a gallery that is
+                not searched and gets no pictures, for example to remove some.
             uri: a path that ends in `.db` for a store in this process, or the address of a Milvus server.
             name: name of the collection, if a store has several galleries.
             token: `user:password`, or a key of the server.
             create: makes the gallery if it is missing.
-            crops: folder for pictures that have no file. By default it is next to the embedded store: `gallery.crops`.
+            crops: folder for pictures that have no file; each gallery has a subfolder with its name. By default it is
+                next to the embedded store: `gallery.crops`.
 
         Raises:
             ValueError: the gallery was made with another model, or with another format; or see [`VectorStore.open`].
@@ -197,34 +201,32 @@ class Gallery:
         """
         address = os.fspath(uri)
         processes = Processes()
-        identity = digest_model(model, processor)
-        model_name = str(model.config._name_or_path or "a model without a name")
-        made = {"format": _FORMAT, "model": model_name, "weights": identity, "columns": "{}", "cameras": "[]"}
+        model_name = str((model and model.config._name_or_path) or "a model without a name")
+        identity = digest_model(model, processor) if model and processor else None
         opened: list[VectorStore] = []
 
-        def open_store() -> dict[str, str]:
-            dimension = model.config.projection_dim
-            # The dimension of an old store is compared after its model: the message names the model.
+        def open_store() -> None:
             try:
                 store = VectorStore.open(address, name, token=token, create=False)
             except FileNotFoundError:
-                if not create:
+                if not create or model is None or identity is None:
                     raise
+                made = {"format": _FORMAT, "model": model_name, "weights": identity, "columns": "{}", "cameras": "[]"}
+                dimension = model.config.projection_dim
                 store = VectorStore.open(address, name, dimension=dimension, token=token, properties=made)
             try:
                 _require_own(store, model_name, identity)
-            except ValueError:
+            except BaseException:
                 store.close()
                 raise
             opened.append(store)
-            return store.properties
 
         processes.share(open_store)
         store = opened[0] if opened else None
-        is_embedded = "://" not in address and not address.startswith("unix:")
-        if crops is None and is_embedded:
+        if crops is None and not is_address(address):
             crops = Path(os.path.expanduser(address)).with_suffix(".crops")
-        gallery = cls(model, processor, store, None if crops is None else Path(crops).expanduser().absolute())
+        folder = None if crops is None else Path(crops).expanduser().absolute() / name
+        gallery = cls(model, processor, store, folder)
         gallery.columns, gallery._cameras = processes.share(lambda: (gallery.columns, gallery._cameras))
         return gallery
 
@@ -242,6 +244,24 @@ class Gallery:
             self._store.close()
 
     @property
+    def model(self) -> ECCLModel:
+        """The model that encodes pictures and sentences.
+
+        Raises:
+            ValueError: the gallery was opened without one.
+        """
+        if self._model is None:
+            raise ValueError("the gallery was opened without its model")
+        return self._model
+
+    @property
+    def processor(self) -> ECCLProcessor:
+        """The processor of the model; it raises as [`model`] does."""
+        if self._processor is None:
+            raise ValueError("the gallery was opened without its model")
+        return self._processor
+
+    @property
     def store(self) -> VectorStore:
         """The store; only the first process of a launch has one."""
         if self._store is None:
@@ -255,6 +275,10 @@ class Gallery:
 
     def __len__(self) -> int:
         return self.store.count()
+
+    def count(self, where: Where) -> int:
+        """Counts the pictures that pass a filter."""
+        return self.store.count(where.conditions(self.columns))
 
     # -- Adding
 
@@ -319,11 +343,20 @@ class Gallery:
         unfinished.replace(self.crop_file(id))
 
     def remember_columns(self, types: Mapping[str, str], cameras: Collection[str]) -> None:
-        """Stores the types of new columns and the names of new cameras."""
-        new_cameras = sorted({*self._cameras, *cameras})
-        if types or new_cameras != self._cameras:
-            self.columns, self._cameras = self.columns | dict(types), new_cameras
-            self.store.set_properties({"columns": json.dumps(self.columns), "cameras": json.dumps(new_cameras)})
+        """Stores the types of new columns and the names of new cameras.
+
+        Raises:
+            ValueError: another process has given a column another type meanwhile.
+        """
+        if not types and set(cameras) <= set(self._cameras):
+            return
+        stored = self.store.properties
+        columns: dict[str, str] = json.loads(stored["columns"])
+        for name, kind in types.items():
+            if columns.setdefault(name, kind) != kind:
+                raise ValueError(f"the column {name} has the type {columns[name]} by now, not {kind}")
+        self.columns, self._cameras = columns, sorted({*json.loads(stored["cameras"]), *cameras})
+        self.store.set_properties({"columns": json.dumps(columns), "cameras": json.dumps(self._cameras)})
 
     # -- Searching
 
@@ -369,13 +402,14 @@ class Gallery:
             ValueError: the query is empty or too long, a number is out of range, a column is unknown, or the picture
                 cannot be read. The message names what is wrong.
         """
-        if isinstance(query, (list, tuple)):
-            queries = list(query)
-            if not queries:
-                return []
-        else:
-            queries = [query]
-        found = self._find(self._make_query(queries, negative, image, min_score), top_k, where, group_by, order, offset)
+        conditions = self._check(top_k, where, group_by, order, offset)
+        sentences: list[str | None] = list(query) if isinstance(query, (list, tuple)) else [query]  # type: ignore[list-item]
+        if len(sentences) > 1 and None in sentences:
+            raise ValueError("a list of queries must contain sentences only")
+        if not sentences:
+            return []
+        asked = self._make_query(sentences, negative, image, min_score)
+        found = self._find(asked, top_k, conditions, group_by, order, offset)
         return found if isinstance(query, (list, tuple)) else found[0]
 
     def refine(
@@ -410,6 +444,7 @@ class Gallery:
         both = sorted(set(like) & set(unlike))
         if both:
             raise ValueError(f"the picture {both[0]} is marked as right and as wrong")
+        conditions = self._check(top_k, where, group_by, order, offset)
         (vector,), lowest = self._make_query([query], negative, image, min_score)
         marked = bool(like or unlike)
         for ids, weight in ((like, _LIKE), (unlike, -_UNLIKE)):
@@ -417,12 +452,15 @@ class Gallery:
                 rows = self.store.get(ids, ["vector"])
                 _require_known(ids, rows)
                 vector = vector + weight * np.mean([row["vector"] for row in rows.values()], axis=0)
-        query_of_all = _Query(_unit(vector[None]), min_score if marked else lowest)
-        return self._find(query_of_all, top_k, where, group_by, order, offset)[0]
+        asked = _Query(_unit(vector[None]), min_score if marked else lowest)
+        return self._find(asked, top_k, conditions, group_by, order, offset)[0]
 
     def _make_query(
         self, sentences: Sequence[str | None], negative: str | None, image: Any, min_score: float | None
     ) -> _Query:
+        # Also true for NaN.
+        if min_score is not None and not -1 <= min_score <= 1:
+            raise ValueError(f"min_score is {min_score}, it must be a number from -1 to 1")
         given = [sentence for sentence in sentences if sentence is not None]
         if len(given) < len(sentences) and image is None:
             raise ValueError("the query is empty: give a sentence, a picture, or both")
@@ -449,9 +487,8 @@ class Gallery:
             raise ValueError(f"the query has {tokens} tokens, the model reads only {limit}: shorten it")
         return sentence
 
-    def _find(
-        self, query: _Query, top_k: int, where: Where | None, group_by: str | None, order: str, offset: int
-    ) -> list[list[Match]]:
+    def _check(self, top_k: int, where: Where | None, group_by: str | None, order: str, offset: int) -> list[Condition]:
+        """Checks numbers and names of a search before the query is encoded, and returns the filter's conditions."""
         for name, value, least in (("top_k", top_k, 1), ("offset", offset, 0)):
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise ValueError(f"{name} is {value!r}, it must be a whole number, at least {least}")
@@ -460,20 +497,22 @@ class Gallery:
             raise ValueError(f"{count}, at most {LONGEST_TOP_K:,} are allowed")
         if order not in ("score", "time"):
             raise ValueError(f"order is {order!r}, it must be score or time")
-        conditions = (where or Where()).conditions(self.columns)
+        if group_by is not None:
+            self._require_column(group_by)
+        return (where or Where()).conditions(self.columns)
+
+    def _find(
+        self, query: _Query, top_k: int, conditions: list[Condition], group_by: str | None, order: str, offset: int
+    ) -> list[list[Match]]:
         if group_by is None:
             answers = self.store.search(query.vectors, top_k + offset, conditions, self._fields)
         else:
-            self._require_column(group_by)
             answers = [self._find_groups(vector, top_k + offset, conditions, group_by) for vector in query.vectors]
-        found = []
-        for rows in answers:
-            matches = [
-                make_match(row) for row in rows[offset:] if query.min_score is None or row["score"] >= query.min_score
-            ]
-            if order == "time":
-                matches.sort(key=lambda match: (match.columns["time"] is None, match.columns["time"] or 0, match.id))
-            found.append(matches)
+        lowest = -math.inf if query.min_score is None else query.min_score
+        found = [[make_match(row) for row in rows[offset:] if row["score"] >= lowest] for rows in answers]
+        if order == "time":
+            for matches in found:
+                matches.sort(key=_by_time)
         return found
 
     def _find_groups(
@@ -488,7 +527,6 @@ class Gallery:
         values: list[Any] = []
         single: list[str] = []
         while len(best) < count:
-            # Rows without the column are in no group: "not in" would leave them out.
             exclude = [Condition("id", "not in", single)] if single else []
             if values:
                 exclude.append(Condition(column, "not in", values))
@@ -505,7 +543,7 @@ class Gallery:
                 best.append(row)
             if len(rows) < limit:
                 break
-        return sorted(best, key=lambda row: (-row["score"], row["id"]))[:count]
+        return sorted(best, key=by_score)[:count]
 
     def _require_column(self, name: str) -> None:
         known = {"camera", "time", "tracklet", *self.columns}
@@ -558,16 +596,20 @@ class Gallery:
         Raises:
             ValueError: the gallery does not have the picture, or a column has a wrong name or type.
         """
+        values, new = read_columns(columns, self.columns)
+        with self.lock:
+            self._update(id, columns, values, new)
+
+    def _update(self, id: str, columns: Mapping[str, Any], values: Mapping[str, Any], new: Mapping[str, str]) -> None:
         rows = self.store.get([id])
         _require_known([id], rows)
-        values, new = read_columns(columns, self.columns)
         for name, value in columns.items():
             if value is None:
                 self._require_column(name)
                 if name in self.columns:
                     rows[id][name] = None
         unknown = {"camera": "", "tracklet": "", "time": NO_TIME}
-        row = rows[id] | {name: unknown[name] for name in unknown if columns.get(name, "") is None} | values
+        row = rows[id] | {name: unknown[name] for name in unknown if columns.get(name, "") is None} | dict(values)
         self.remember_columns(new, {row["camera"]} - {""})
         self.store.upsert([row])
 
@@ -584,7 +626,7 @@ class Gallery:
         Args:
             ids: ids of pictures.
             where: a filter with at least one condition.
-            path: a file, or a folder with all that is in it. Exactly one of the three must be given.
+            path: a file, a folder with all that is in it, or a video. Exactly one of the three must be given.
 
         Returns:
             The number of pictures that were removed.
@@ -604,13 +646,16 @@ class Gallery:
             wanted = [row["id"] for row in self.store.scan(conditions)]
         else:
             path = os.fspath(path or "")
+            if not path.strip():
+                raise ValueError("path is empty, it must be a file, a folder or a video")
             place = os.path.abspath(os.path.expanduser(path))
-            start = os.path.join(place, "")
             named = {place, path}
+            # What is in a folder, and the crops of a video.
+            starts = (os.path.join(place, ""), f"{place}#frame=", f"{path}#frame=")
             wanted = [
                 row["id"]
                 for row in self.store.scan(fields=["path"])
-                if row["path"] in named or row["path"].startswith(start)
+                if row["path"] in named or row["path"].startswith(starts)
             ]
         return self._remove(wanted)
 
@@ -618,23 +663,39 @@ class Gallery:
         """Removes pictures that are too old. A picture without a time is as old as its place in the gallery.
 
         Args:
-            older_than: an age, or the moment before which a picture is too old.
+            older_than: an age above 0, or the moment before which a picture is too old, not in the future.
 
         Returns:
             The number of pictures that were removed.
         """
-        moment = datetime.now(UTC) - older_than if isinstance(older_than, timedelta) else older_than
+        try:
+            moment = datetime.now(UTC) - older_than if isinstance(older_than, timedelta) else older_than
+        except OverflowError:
+            raise ValueError(f"older_than is {older_than}, which is before the year 1") from None
         if moment.tzinfo is None:
             moment = moment.replace(tzinfo=UTC)
+        if moment > datetime.now(UTC) or older_than == timedelta(0):
+            raise ValueError(f"older_than is {older_than}: every picture would be too old")
         limit = int(moment.timestamp() * 1000)
         old = [
             *self.store.scan([Condition("time", "<", limit)]),
             *self.store.scan([Condition("time", "==", NO_TIME), Condition("added", "<", limit)]),
         ]
-        return self._remove([row["id"] for row in old])
+        count = self._remove([row["id"] for row in old])
+        # Left over from a process that was killed before it wrote the rows, and that nobody has started again.
+        for name in self.spare_crops():
+            if self.crop_file(name).stat().st_mtime < limit / 1000:
+                self.crop_file(name).unlink()
+        return count
 
     def _remove(self, ids: Sequence[str]) -> int:
-        if ids:
+        if not ids:
+            return 0
+        if self.crops is None:
+            kept = sum(not row["modified"] for row in self.store.get(ids, ["modified"]).values())
+            if kept:
+                raise ValueError(f"{kept:,} of these pictures are in the folder of crops: give crops=FOLDER")
+        with self.lock:
             # The crops go first: if the process is killed, the rows are still there to be removed again.
             for id in ids if self.crops else ():
                 self.crop_file(id).unlink(missing_ok=True)
@@ -778,14 +839,19 @@ def digest_model(model: ECCLModel, processor: ECCLProcessor) -> str:
     return digest.hexdigest()
 
 
-def _require_own(store: VectorStore, name: str, identity: str) -> None:
+def _by_time(match: Match) -> tuple[bool, Any, str]:
+    time = match.columns["time"]
+    return time is None, time or 0, match.id
+
+
+def _require_own(store: VectorStore, name: str, identity: str | None) -> None:
     properties = store.properties
     if properties.get("format") != _FORMAT:
         raise ValueError(
             f"{store.uri} has the format {properties.get('format', 'of something else')}, this version reads the "
             f"format {_FORMAT}: index again"
         )
-    if properties["weights"] != identity:
+    if identity is not None and properties["weights"] != identity:
         raise ValueError(
             f"{store.uri} was made with the model {properties['model']} ({properties['weights'][:12]}), this is {name} "
             f"({identity[:12]}): weights or processor differ; open the gallery with its own model, or index again"
@@ -801,7 +867,7 @@ def _require_known(ids: Collection[str], rows: Mapping[str, Any]) -> None:
 def _unit(vectors: np.ndarray) -> np.ndarray:
     lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
     if not lengths.all():
-        raise ValueError("the query cancels itself out: the sentence and the negative one are the same")
+        raise ValueError("the parts of the query cancel each other out")
     return (vectors / lengths).astype(np.float32)
 
 

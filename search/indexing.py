@@ -3,10 +3,9 @@
 import contextlib
 import hashlib
 import io
-import itertools
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence, Sized
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Sized
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from os import PathLike
@@ -29,6 +28,8 @@ if TYPE_CHECKING:
 
 # Pictures that are looked up together.
 _CHUNK = 256
+# Seconds for which a picture of a stream waits for others.
+_LONGEST_WAIT = 5.0
 # In bytes.
 _TOO_LARGE = 512 * 2**20 + 1
 
@@ -40,12 +41,16 @@ class AddReport:
     Attributes:
         added: number of pictures that are new in the gallery.
         known: number of pictures that it had already; two files with the same bytes are one picture.
+        updated: number of known pictures that got other columns.
+        replaced: number of pictures that were removed because their file has other content now.
         skipped: for each picture that cannot be read, a line with its name and the reason.
     """
 
     added: int
     known: int
     skipped: list[str] = field(default_factory=list)
+    updated: int = 0
+    replaced: int = 0
 
 
 class _Entry(NamedTuple):
@@ -65,6 +70,10 @@ class _Entry(NamedTuple):
     size: int
     modified: int
     values: dict[str, Any]
+
+    def is_file_of(self, row: Mapping[str, Any] | None) -> bool:
+        """Whether this is the file of a row, unchanged."""
+        return bool(row and self.file and (row["size"], row["modified"]) == (self.size, self.modified))
 
 
 class _Content(NamedTuple):
@@ -108,13 +117,34 @@ def add_pictures(
             pass
     job = _Job(gallery, batch_size, on_bad_image)
     with tqdm(total=total, desc="indexing", unit="picture", disable=not progress or job.processes.rank > 0) as bar:
-        entries = enumerate(spread_columns(columns, images), start=1)
-        # A source without a length may be slow, as a video is: its pictures are written without delay.
-        size = batch_size if total is None else max(_CHUNK, batch_size)
-        while chunk := list(itertools.islice(entries, size)):
-            job.add([(number, _make_picture(image, values, number)) for number, (image, values) in chunk])
+        pictures = (
+            (number, _make_picture(image, values, number))
+            for number, (image, values) in enumerate(spread_columns(columns, images), start=1)
+        )
+        is_stream = total is None and job.processes.size == 1
+        for chunk in _split(pictures, batch_size if total is None else max(_CHUNK, batch_size), is_stream):
+            job.add(chunk)
             bar.update(len(chunk))
-    return AddReport(job.added, job.known, job.skipped)
+    job.finish()
+    return AddReport(job.added, job.known, job.skipped, job.updated, job.replaced)
+
+
+def _split(pictures: Iterable[tuple[int, Picture]], size: int, is_stream: bool) -> Iterator[list[tuple[int, Picture]]]:
+    """Splits pictures into chunks. Those of a stream, which may be slow or be interrupted, do not wait for others."""
+    chunk: list[tuple[int, Picture]] = []
+    last = time.monotonic()
+    try:
+        for picture in pictures:
+            chunk.append(picture)
+            if len(chunk) >= size or (is_stream and time.monotonic() - last > _LONGEST_WAIT):
+                yield chunk
+                chunk, last = [], time.monotonic()
+    except (Exception, KeyboardInterrupt):
+        if chunk and is_stream:
+            yield chunk
+        raise
+    if chunk:
+        yield chunk
 
 
 def _make_picture(image: Any, values: Mapping[str, Any], number: int) -> Picture:
@@ -135,7 +165,7 @@ class _Job:
     def __init__(self, gallery: "Gallery", batch_size: int, on_bad_image: str):
         self.gallery, self.batch_size, self.on_bad_image = gallery, batch_size, on_bad_image
         self.processes = Processes()
-        self.added = self.known = 0
+        self.added = self.known = self.updated = self.replaced = 0
         self.skipped: list[str] = []
         # A server may answer from before the last write of another process, for example one that was killed. After
         # this process has written, its own consistency level is enough.
@@ -151,11 +181,13 @@ class _Job:
                 self._skip(f"picture {number}: {error}")
             else:
                 entries.append(entry)
-        unchanged = self.processes.share(lambda: self._find_unchanged(entries))
-        changed = [entry for entry in entries if entry.path not in unchanged or entry.file is None]
+        old = self.processes.share(lambda: self._find_files(entries))
+        changed = [entry for entry in entries if not entry.is_file_of(old.get(entry.path))]
         self.known += len(entries) - len(changed)
         ids = self._read(changed)
-        known = self.processes.share(lambda: self._find_known(changed, ids))
+        # The content of these files is another one now: the pictures that were in them are gone.
+        gone = {old[changed[index].path]["id"] for index in ids if changed[index].path in old} - set(ids.values())
+        known = self.processes.share(lambda: self._find_known(ids))
         seen: set[str] = set(known)
         first: list[int] = []
         for index, identity in sorted(ids.items()):
@@ -164,25 +196,29 @@ class _Job:
             seen.add(identity)
         self.known += len(ids) - len(first)
         rows = self._encode(changed, first)
-        self.processes.share(lambda: self._write(rows, new_types))
-        self.gallery.columns.update(new_types)
+        changes = self.processes.share(lambda: self._find_changes(entries, old, changed, ids))
+        self.gallery.columns = self.processes.share(lambda: self._write(rows, new_types, changes, gone))
         self.added += len(rows)
+        self.updated += len(changes)
+        self.replaced += len(gone)
         self.has_written |= bool(rows)
+
+    def finish(self) -> None:
+        """Removes the traces of pictures whose files have other content now."""
+        if self.replaced:
+            self.processes.share(self.gallery.store.purge)
 
     def _skip(self, line: str) -> None:
         if self.on_bad_image == "error":
             raise ValueError(line)
         self.skipped.append(line)
 
-    def _find_unchanged(self, entries: Sequence[_Entry]) -> set[str]:
-        """Finds the files that the store has with this path, size and time of change: they are not read again."""
-        files = {entry.path: entry for entry in entries if entry.file is not None}
-        rows = self.gallery.store.find("path", list(files), ["path", "size", "modified"], not self.has_written)
-        return {
-            row["path"]
-            for row in rows
-            if (row["size"], row["modified"]) == (files[row["path"]].size, files[row["path"]].modified)
-        }
+    def _find_files(self, entries: Sequence[_Entry]) -> dict[str, dict[str, Any]]:
+        """Finds the rows of files, by their paths. A file with the size and time of its row is not read again."""
+        files = [entry.path for entry in entries if entry.file is not None]
+        names = {name for entry in entries for name in entry.values}
+        fields = ["path", "size", "modified", *names]
+        return {row["path"]: row for row in self.gallery.store.find("path", files, fields, not self.has_written)}
 
     def _read(self, entries: Sequence[_Entry]) -> dict[int, str]:
         """Reads pictures, each process a part of them, and returns the ids of all, by position."""
@@ -213,19 +249,31 @@ class _Job:
             self._skip(line)
         return merged
 
-    def _find_known(self, entries: Sequence[_Entry], ids: Mapping[int, str]) -> set[str]:
-        """Finds the pictures that the store has; one whose file has moved or was touched gets the new path."""
-        store = self.gallery.store
-        rows = {row["id"]: row for row in store.find("id", list(ids.values()), ["path"], not self.has_written)}
-        moved = {}
-        for index, identity in ids.items():
-            entry, row = entries[index], rows.get(identity)
-            has_moved = row and entry.file and (entry.path == row["path"] or not os.path.exists(row["path"]))
-            if has_moved and not self.gallery.crop_file(identity).exists():
-                moved[identity] = {"path": entry.path, "size": entry.size, "modified": entry.modified}
-        if moved:
-            store.upsert(row | moved[identity] for identity, row in store.get(moved).items())
-        return set(rows)
+    def _find_known(self, ids: Mapping[int, str]) -> set[str]:
+        """Finds the pictures that the store has."""
+        return {row["id"] for row in self.gallery.store.find("id", list(ids.values()), [], not self.has_written)}
+
+    def _find_changes(
+        self,
+        entries: Sequence[_Entry],
+        old: Mapping[str, Mapping[str, Any]],
+        read: Sequence[_Entry],
+        ids: Mapping[int, str],
+    ) -> dict[str, dict[str, Any]]:
+        """Finds the columns that known pictures get, and the new places of files that have moved or were touched."""
+        changes: dict[str, dict[str, Any]] = {}
+        known = {old[entry.path]["id"]: entry for entry in entries if entry.is_file_of(old.get(entry.path))}
+        moved = {identity: read[index] for index, identity in sorted(ids.items(), reverse=True)}
+        fields = ["path", "size", "modified", *{name for entry in entries for name in entry.values}]
+        for row in self.gallery.store.find("id", [*known, *moved], fields, not self.has_written):
+            entry = known.get(row["id"]) or moved[row["id"]]
+            given = dict(entry.values)
+            is_there = os.path.exists(row["path"]) or self.gallery.crop_file(row["id"]).exists()
+            if entry.file and (entry.path == row["path"] or not is_there):
+                given |= {"path": entry.path, "size": entry.size, "modified": entry.modified}
+            if any(row.get(name) != value for name, value in given.items()):
+                changes[row["id"]] = given
+        return changes
 
     def _encode(self, entries: Sequence[_Entry], indices: Sequence[int]) -> list[dict[str, Any]]:
         """Encodes new pictures, each process those that it has read, and returns the rows of all."""
@@ -251,10 +299,25 @@ class _Job:
             **{"added": time.time_ns() // 1_000_000, "size": entry.size, "modified": entry.modified},
         }
 
-    def _write(self, rows: Sequence[Mapping[str, Any]], new_types: Mapping[str, str]) -> None:
-        if rows:
-            self.gallery.remember_columns(new_types, {row["camera"] for row in rows} - {""})
-            self.gallery.store.upsert(rows)
+    def _write(
+        self,
+        rows: Sequence[Mapping[str, Any]],
+        new_types: Mapping[str, str],
+        changes: Mapping[str, Mapping[str, Any]],
+        gone: Collection[str],
+    ) -> dict[str, str]:
+        """Writes a chunk, and returns the types of the gallery's columns."""
+        store = self.gallery.store
+        written = [*rows, *changes.values()]
+        used = {name: kind for name, kind in new_types.items() if any(name in row for row in written)}
+        self.gallery.remember_columns(used, {row["camera"] for row in written if row.get("camera")})
+        store.upsert(rows)
+        if changes or gone:
+            with self.gallery.lock:
+                # Read again: a row that was removed meanwhile does not return.
+                store.upsert(row | dict(changes[identity]) for identity, row in store.get(changes).items())
+                store.delete(gone)
+        return self.gallery.columns
 
 
 class _BadPicture(ValueError):
@@ -263,9 +326,11 @@ class _BadPicture(ValueError):
 
 def _describe(picture: Picture, types: Mapping[str, str], new_types: dict[str, str]) -> _Entry:
     source, label = picture.image, picture.path
-    if isinstance(source, Mapping):
+    if isinstance(source, Mapping) and {"bytes", "path"} <= source.keys():
         label = label or source["path"]
         source = source if source["bytes"] is not None else source["path"]
+    if not isinstance(source, (str, PathLike, Image.Image, Mapping)) or not source:
+        raise _BadPicture(f"{label or 'a picture without a name'} is {source!r}, it must be a path or a PIL image")
     file = Path(os.path.abspath(os.path.expanduser(source))) if isinstance(source, (str, PathLike)) else None
     if isinstance(source, Image.Image):
         label = label or getattr(source, "filename", None)

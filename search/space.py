@@ -12,6 +12,7 @@ from pathlib import Path
 from ..utils.command_line import CommandParser, add_shared_option, command, tell
 from ..utils.files import complete_folder, require_new_folder
 from ..utils.text import printable
+from .store import is_address
 
 _APP = '''"""Shows the search page; the settings are in this file, the secrets in those of the Space.
 
@@ -79,6 +80,10 @@ def write_space(folder: Path, gallery: str, model: str, name: str, crops: str | 
         ValueError: a text has several lines.
         FileExistsError: the folder is not empty.
     """
+    if is_address(gallery) and "@" in gallery:
+        raise ValueError("--gallery must not contain a password: put the token into the secret ECCL_TOKEN")
+    if is_address(gallery) and crops is None:
+        raise ValueError("--crops is missing: a gallery on a server needs the folder of the pictures")
     for what, text in (("the package", package), ("the title", title)):
         if not text.strip() or printable(text) != text:
             raise ValueError(f"{what} is {text!r}, it must be one line of text")

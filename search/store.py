@@ -12,8 +12,11 @@ import threading
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import urlsplit
 
 import numpy as np
+
+from ..utils.files import read_json
 
 if TYPE_CHECKING:
     from pymilvus import MilvusClient
@@ -28,7 +31,10 @@ LONGEST_PATH, LONGEST_NAME = 4_096, 256
 # Property names get this prefix, because Milvus has properties, too.
 _PREFIX = "eccl."
 _TO_PURGE = "to_purge"
+# The end of the name of a collection that is being written anew.
+_SPARE = "_rewritten"
 _PAGE = 1_000
+_SCHEMES = ("http://", "https://", "tcp://", "unix:")
 # In seconds, for calls that search or write; the first contact has a limit of its own.
 _CALL_TIMEOUT = 60.0
 # By default, pymilvus asks every ten seconds whether the server is alive. That of Milvus Lite takes this for an attack,
@@ -77,6 +83,7 @@ class VectorStore:
         self.is_lite = is_embedded
         self.created = False
         self.dimension = 0
+        self._is_closed = False
         # An embedded store with many rows takes long to open, and cannot hang.
         self._timeout = None if is_embedded else _CALL_TIMEOUT
         # The embedded engine allows one writer, and `purge` replaces the collection.
@@ -112,9 +119,12 @@ class VectorStore:
             ConnectionError: the server does not answer in time, or refuses.
             OSError: the store cannot be opened.
         """
-        if not (name.isascii() and name.isidentifier() and len(name) <= LONGEST_NAME):
-            raise ValueError(f"the name of the collection is {name!r}, it must consist of letters, digits and _")
-        is_embedded = not _is_address(uri)
+        if not (name.isascii() and name.isidentifier() and len(name) <= LONGEST_NAME) or name.endswith(_SPARE):
+            raise ValueError(
+                f"the name of the collection is {name!r}, it must consist of letters, digits and _, "
+                f"and not end in {_SPARE}"
+            )
+        is_embedded = not is_address(uri)
         client = _open_embedded(uri, create) if is_embedded else _connect(uri, token, timeout)
         store = cls(client, os.path.abspath(os.path.expanduser(uri)) if is_embedded else uri, name, is_embedded)
         try:
@@ -125,7 +135,7 @@ class VectorStore:
         return store
 
     def _prepare(self, dimension: int | None, create: bool, properties: Mapping[str, str], timeout: float) -> None:
-        spare = f"{self.name}_rewritten"
+        spare = self.name + _SPARE
         with self._naming_errors():
             exists = self._client.has_collection(self.name, timeout=None if self.is_embedded else timeout)
             self.is_lite = self.engine.startswith("milvus-lite")
@@ -151,10 +161,22 @@ class VectorStore:
             self.dimension = int(found["vector"]["params"]["dim"])
             if dimension is not None and dimension != self.dimension:
                 raise ValueError(f"{self.uri} has vectors of {self.dimension} values, the model makes {dimension}")
-            # A collection that was closed must be loaded again before it answers.
-            self._client.load_collection(self.name, timeout=self._timeout)
+        # A collection that was closed must be loaded again before it answers.
+        try:
+            self._load()
+        except OSError:
+            if not self.is_embedded:
+                raise
+            # A process that was killed may have left an index half-written. It is made anew from the rows.
+            for file in (Path(self.uri) / "collections" / self.name).rglob("*.idx"):
+                file.unlink()
+            self._load()
         if self.is_embedded and _TO_PURGE in self.properties:
             self.purge()
+
+    def _load(self) -> None:
+        with self._naming_errors():
+            self._client.load_collection(self.name, timeout=self._timeout)
 
     def _make(self, name: str, dimension: int, properties: Mapping[str, str]) -> None:
         from pymilvus import DataType, MilvusClient
@@ -293,7 +315,7 @@ class VectorStore:
                 short, self._search_exactly(vectors[short], limit, conditions, fields), strict=True
             ):
                 found[number] = rows
-        return [sorted(rows, key=_by_score) for rows in found]
+        return [sorted(rows, key=by_score) for rows in found]
 
     def _search_exactly(
         self, vectors: np.ndarray, limit: int, conditions: Sequence[Condition], fields: Sequence[str]
@@ -307,7 +329,7 @@ class VectorStore:
             scores = np.asarray(vectors, dtype=np.float32) @ np.array([row.pop("vector") for row in page], np.float32).T
             for number, row_scores in enumerate(scores):
                 candidates = [{**row, "score": float(score)} for row, score in zip(page, row_scores, strict=True)]
-                best[number] = sorted([*best[number], *candidates], key=_by_score)[:limit]
+                best[number] = sorted([*best[number], *candidates], key=by_score)[:limit]
         return best
 
     def count(self, conditions: Sequence[Condition] = (), strong: bool = True) -> int:
@@ -348,7 +370,7 @@ class VectorStore:
             pages.close()
 
     def delete(self, ids: Collection[str]) -> int:
-        """Deletes rows, and returns their number. Their bytes stay on the disk until [`purge`]."""
+        """Deletes rows that exist, and returns their number. Their bytes stay on the disk until [`purge`]."""
         wanted = list(dict.fromkeys(ids))
         with self._lock, self._naming_errors():
             if self.is_lite and wanted:
@@ -369,8 +391,10 @@ class VectorStore:
                 self._client.flush(self.name, timeout=self._timeout)
                 self._client.compact(self.name, timeout=self._timeout)
             return
-        spare = f"{self.name}_rewritten"
+        spare = self.name + _SPARE
         with self._lock:
+            # An earlier attempt may have failed.
+            self._client.drop_collection(spare)
             properties = {key: value for key, value in self.properties.items() if key != _TO_PURGE}
             self._make(spare, self.dimension, properties)
             rows = self.scan(fields=["*"])
@@ -394,7 +418,10 @@ class VectorStore:
         return sum(file.stat().st_size for file in Path(self.uri).rglob("*") if file.is_file())
 
     def close(self) -> None:
-        """Closes the store; another process may open it then."""
+        """Closes the store; another process may open it then. A second call does nothing."""
+        if self._is_closed:
+            return
+        self._is_closed = True
         self._client.close()
         if self.is_embedded:
             from milvus_lite.server_manager import server_manager_instance
@@ -408,11 +435,13 @@ class VectorStore:
             yield
 
 
-def _by_score(row: Mapping[str, Any]) -> tuple[float, str]:
+def by_score(row: Mapping[str, Any]) -> tuple[float, str]:
+    """A key for sorting: the best row first, rows with equal scores by their ids."""
     return -row["score"], row["id"]
 
 
-def _is_address(uri: str) -> bool:
+def is_address(uri: str) -> bool:
+    """Whether a gallery is on a server; otherwise it is a path."""
     return "://" in uri or uri.startswith("unix:")
 
 
@@ -440,6 +469,8 @@ def _quote(value: object) -> str:
 
 
 def _import_client() -> "type[MilvusClient]":
+    # It would print a line of its own for each connection that fails.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         import milvus_lite  # noqa: F401
         from pymilvus import MilvusClient
@@ -462,6 +493,8 @@ def _open_embedded(uri: str, create: bool) -> "MilvusClient":
         raise FileNotFoundError(f"there is no gallery {uri}: make it with eccl-gallery index")
     if path.exists() and any(path.iterdir()) and not (path / "LOCK").exists():
         raise ValueError(f"{uri} is a folder with other files, it is no gallery")
+    if path.exists() and not create and not (path / "LOCK").exists():
+        raise FileNotFoundError(f"{uri} is an empty folder, it is no gallery")
     if path in _open_stores:
         raise BlockingIOError(f"{uri} is open in this process already: close it first")
     if _is_locked(path / "LOCK"):
@@ -469,12 +502,36 @@ def _open_embedded(uri: str, create: bool) -> "MilvusClient":
             f"another process has {uri} open: end it, or let several processes share the gallery through a server "
             f"(milvus-lite server --data-dir {uri} --host 127.0.0.1, or Milvus)"
         )
+    _require_whole(path)
     client_class = _import_client()
     path.parent.mkdir(parents=True, exist_ok=True)
     with _naming_errors(uri):
         client = client_class(uri=str(path), grpc_options=_CONNECTION)
     _open_stores.add(path)
     return client
+
+
+def _require_whole(path: Path) -> None:
+    """Checks the files of an embedded store: Milvus Lite would take damaged ones for empty, and delete the vectors.
+
+    Raises:
+        OSError: a file is damaged or missing.
+    """
+    for folder in sorted((path / "collections").glob("*")) if path.is_dir() else ():
+        advice = "restore a copy of it, or remove it and index again"
+        try:
+            read_json(folder / "schema.json")
+            partitions = read_json(folder / "manifest.json")["partitions"]
+            files = [
+                folder / "partitions" / name / file
+                for name, listed in partitions.items()
+                for file in (*listed["data_files"], *listed["delta_files"])
+            ]
+        except (ValueError, KeyError, AttributeError, TypeError, FileNotFoundError) as error:
+            raise OSError(f"{path} is damaged ({error}): {advice}") from error
+        for file in files:
+            if not file.is_file():
+                raise OSError(f"{path} is damaged ({file} is missing): {advice}")
 
 
 def _is_locked(file: Path) -> bool:
@@ -496,8 +553,14 @@ def _connect(uri: str, token: str | None, timeout: float) -> "MilvusClient":
     client_class = _import_client()
     from pymilvus.exceptions import MilvusException
 
+    if not uri.startswith(_SCHEMES):
+        raise ValueError(f"the address of a gallery is {uri}, it must start with {', '.join(_SCHEMES)}")
+    if "@" in urlsplit(uri).netloc:
+        raise ValueError("the address of a server must not contain a password: give it as the token, user:password")
     try:
         return client_class(uri=uri, token=token or "", timeout=timeout, grpc_options=_CONNECTION)
+    except ValueError as error:
+        raise ValueError(f"{uri} is no address of a server, such as http://host:19530: {error}") from error
     except MilvusException as error:
         message = " ".join(str(error.message).split())
         raise ConnectionError(
@@ -519,4 +582,13 @@ def _naming_errors(uri: str) -> Iterator[None]:
         raise ConnectionError(f"{uri} does not answer: {error}") from error
 
 
-__all__ = ["LONGEST_ANSWER", "LONGEST_NAME", "LONGEST_PATH", "NO_TIME", "Condition", "VectorStore"]
+__all__ = [
+    "LONGEST_ANSWER",
+    "LONGEST_NAME",
+    "LONGEST_PATH",
+    "NO_TIME",
+    "Condition",
+    "VectorStore",
+    "by_score",
+    "is_address",
+]

@@ -215,7 +215,7 @@ def read_video(
         start: the time of the first frame; without a zone, UTC. Without it, the pictures of a file have no time: the
             file's own times say when it was copied or closed, not when it was recorded.
         detector: see [`load_detector`]; or a function that takes a frame and returns a list of `Detection`.
-        every: each how many frames the detector looks at one; by default about five frames a second.
+        every: the detector looks at every Nth frame; by default at about five frames a second.
         min_score: lowest score of a detection, see [`load_detector`].
         interval: seconds; 0 keeps every crop.
         timeout: seconds after which a URL that does not answer, or that sends no more frames, is given up.

@@ -58,7 +58,7 @@ ALLOWED = {
         *("eccl.training", "eccl.hub", "eccl.eval.person_retrieval"),
     },
     # The only file that talks to Milvus.
-    "search/store.py": {"pymilvus", "milvus_lite", "grpc", "numpy"},
+    "search/store.py": {"pymilvus", "milvus_lite", "grpc", "numpy", "eccl.utils.files"},
     "search": {
         *(*HUB_PACKAGES, "datasets", "accelerate", "tqdm", "cv2", "gradio", "fastapi", "starlette", "uvicorn", "anyio"),
         *(f"eccl.{name}" for name in ROOT_FILES),

@@ -109,7 +109,10 @@ def test_a_gallery_from_its_making_to_its_end(make_raw, run, tmp_path, capsys):
     with pytest.raises(SystemExit) as raised:
         run("verify")
     assert raised.value.code == 1 and "1 x the file is gone" in capsys.readouterr().out
+    assert run("search", SENTENCE, "--camera", "7")[1:] == ["no picture passes the filter"]
+    assert run("search", SENTENCE, "--offset", "9")[1:] == ["there are no more matches"]
     assert run("expire", "--older_than", "2026-05-31T10:03:00") == ["removed 1 pictures, 1 are left"]
+    assert run("remove", "--path", "nowhere") == ["removed 0 pictures, 1 are left"]
     assert run("expire", "--older_than", "1d") == ["removed 1 pictures, 0 are left"]
 
 
@@ -141,9 +144,9 @@ def test_a_list_with_columns_and_unreadable_pictures(make_raw, run, fails, tmp_p
     for words, message in (
         (("--where", "zone"), "--where has 'zone', it must be COLUMN=VALUE"),
         (("--where", "floor=one"), "floor is 'one', the column has the type int"),
-        (("--where", "shoe=1"), "no column 'shoe', its columns are floor, tracklet, zone"),
+        (("--where", "shoe=1"), "no column 'shoe', its columns are camera, floor, height, tracklet, width, zone"),
         (("--top_k", "0"), "--top_k is 0, it must be at least 1"),
-        (("--top_k", "16385"), "top_k is 16,385, at most 16,384"),
+        (("--top_k", "16385"), "--top_k is 16385, it must be at least 1 and at most 16,384"),
         (("--output", "found.txt"), "found.txt does not end like a picture file"),
         (("--batch_size", "3"), "--batch_size only applies to --images"),
         (("--query", "twice"), "the query is given twice"),
@@ -156,6 +159,9 @@ def test_a_list_with_columns_and_unreadable_pictures(make_raw, run, fails, tmp_p
     assert "the query has 1,200 characters" in fails("search", "red " * 300)
     assert "the query is missing" in fails("search")
     assert "'soon' is no age" in fails("expire", "--older_than", "soon")
+    assert "every picture would be too old" in fails("expire", "--older_than", "2999-01-01")
+    assert "before the year 1" in fails("expire", "--older_than", "9999999d")
+    assert "only applies to a file" in fails("export", tmp_path / "new", "--overwrite")
     assert "give either ids, or where, or path" in fails("remove")
     (tmp_path / "all.csv").write_text("mine")
     assert "all.csv exists: give --overwrite" in fails("export", tmp_path / "all.csv")

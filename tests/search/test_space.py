@@ -13,6 +13,7 @@ def test_a_space_has_the_settings_and_no_secret(tmp_path, capsys):
     folder = tmp_path / "space"
     gallery, title = "http://host:19530/'\"\\", 'People: "red" #1'
     words = ["--gallery", gallery, "--model", "me/model", "--output_dir", str(folder), "--title", title]
+    words += ["--crops", "/data/crops"]
     main([*words, "--package", "eccl[search] @ https://example.org/eccl.whl"])
     assert sorted(file.name for file in folder.iterdir()) == ["README.md", "app.py", "requirements.txt"]
     tree = ast.parse((folder / "app.py").read_text())
@@ -21,7 +22,7 @@ def test_a_space_has_the_settings_and_no_secret(tmp_path, capsys):
         for node in tree.body
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
     }
-    assert values == {"GALLERY": gallery, "NAME": "gallery", "CROPS": None, "MODEL": "me/model"}
+    assert values == {"GALLERY": gallery, "NAME": "gallery", "CROPS": "/data/crops", "MODEL": "me/model"}
     assert (folder / "requirements.txt").read_text() == "eccl[search] @ https://example.org/eccl.whl\n"
     header = yaml.safe_load((folder / "README.md").read_text().split("---")[1])
     assert header["title"] == title and header["sdk"] == "gradio" and header["app_file"] == "app.py"
@@ -47,4 +48,10 @@ def test_a_wrong_space_is_refused(tmp_path):
     for package, title in (("eccl\n--index-url x", "People"), ("eccl", "People\nsdk: docker"), ("eccl", " ")):
         with pytest.raises(ValueError, match="one line"):
             write_space(tmp_path / "space", *good, package, title)
+    for gallery, crops, message in (
+        ("http://ann:secret@host:1", "/data/crops", "must not contain a password"),
+        ("http://host:1", None, "--crops is missing"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            write_space(tmp_path / "space", gallery, "me/model", "gallery", crops, "eccl", "People")
     assert not (tmp_path / "space").exists()

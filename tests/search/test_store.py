@@ -281,8 +281,63 @@ def test_what_is_no_store_is_refused(tmp_path):
         with pytest.raises(error, match=message):
             VectorStore.open(str(tmp_path / name), create=False)
     assert sorted(os.listdir(tmp_path)) == ["folder.db", "old.db"]
-    with pytest.raises(ValueError, match="the name of the collection is 'a b'"):
-        VectorStore.open(str(tmp_path / "new.db"), "a b", dimension=4)
+    for name in ("a b", "a_rewritten", "ü"):
+        with pytest.raises(ValueError, match=f"the name of the collection is '{name}'"):
+            VectorStore.open(str(tmp_path / "new.db"), name, dimension=4)
+    for uri, message in (
+        ("http://host:abc", "http://host:abc is no address of a server"),
+        ("htp://host", "it must start with http://"),
+        ("http://me:secret@host:1", "must not contain a password"),
+    ):
+        with pytest.raises(ValueError, match=message) as raised:
+            VectorStore.open(uri)
+        assert "secret" not in str(raised.value)
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "manifest", "schema", "data"])
+def test_a_damaged_store_is_refused_and_keeps_its_files(tmp_path, damage):
+    uri = str(tmp_path / "gallery.db")
+    with contextlib.closing(VectorStore.open(uri, dimension=DIMENSION)) as store:
+        store.upsert(make_rows(50))
+    folder = tmp_path / "gallery.db" / "collections" / "gallery"
+    manifest = folder / "manifest.json"
+    if damage == "cut":
+        manifest.write_bytes(manifest.read_bytes()[:100])
+    elif damage == "empty":
+        manifest.write_bytes(b"")
+    else:
+        {"manifest": manifest, "schema": folder / "schema.json", "data": next(folder.rglob("*.parquet"))}[
+            damage
+        ].unlink()
+    files = sorted(folder.rglob("*"))
+    with pytest.raises(OSError, match=r"gallery.db is damaged .*: restore a copy of it, or remove it and index again"):
+        VectorStore.open(uri, create=False)
+    assert sorted(folder.rglob("*")) == files
+
+
+@pytest.mark.parametrize("size", [0, 100])
+def test_an_index_that_a_killed_process_left_half_written_is_made_anew(tmp_path, size):
+    uri, rows = str(tmp_path / "gallery.db"), make_rows(50)
+    with contextlib.closing(VectorStore.open(uri, dimension=DIMENSION)) as store:
+        store.upsert(rows)
+        store.purge()
+    (index,) = (tmp_path / "gallery.db").rglob("*.idx")
+    index.write_bytes(index.read_bytes()[:size])
+    with contextlib.closing(VectorStore.open(uri, create=False)) as store:
+        (found,) = store.search(rows[0]["vector"][None], 50)
+        assert [hit["id"] for hit in found] == rank(rows, rows[0]["vector"], 50)
+
+
+def test_a_purge_that_failed_can_be_repeated(tmp_path, monkeypatch):
+    with contextlib.closing(VectorStore.open(str(tmp_path / "gallery.db"), dimension=DIMENSION)) as store:
+        store.upsert(make_rows(5))
+        with monkeypatch.context() as patched:
+            patched.setattr(store._client, "flush", lambda *_, **__: (_ for _ in ()).throw(OSError("disk full")))
+            with pytest.raises(OSError, match="disk full"):
+                store.purge()
+        store.delete([make_rows(1)[0]["id"]])
+        store.purge()
+        assert store.count() == 4
 
 
 def test_the_server_of_milvus_lite_shares_a_store_exactly_and_its_deleted_rows_are_purged_later(tmp_path):
