@@ -1,8 +1,10 @@
 """Starts a real Milvus server for the tests: Milvus 2.3.5 from the package index, in an environment of its own."""
 
 import contextlib
+import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -16,6 +18,9 @@ REQUIREMENT = "milvus==2.3.5"
 ENVIRONMENT = ROOT / ".venv-milvus"
 # If this variable has the address of a server, the tests use that one.
 ADDRESS_VARIABLE = "ECCL_MILVUS_SERVER"
+ADDRESS = "http://127.0.0.1:19530"
+_ATTEMPTS, _PATIENCE = 6, 25
+_PORTS = (19530, 2379, 2380)
 
 
 def install_server() -> Path:
@@ -39,32 +44,51 @@ def running_server(folder: Path) -> Iterator[str]:
         yield os.environ[ADDRESS_VARIABLE]
         return
     program = install_server()
-    with open(folder / "log.txt", "w") as log:
-        server = subprocess.Popen(
-            [str(program), "--data", str(folder / "data")], stdout=log, stderr=log, start_new_session=True
-        )
-    try:
-        _wait(server, "http://127.0.0.1:19530", folder / "log.txt")
-        yield "http://127.0.0.1:19530"
-    finally:
-        # The program is a wrapper; the server is its child.
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(server.pid, signal.SIGTERM)
+    for attempt in range(_ATTEMPTS):
+        place = folder / str(attempt)
+        place.mkdir(parents=True)
+        server = _start(program, place)
         try:
-            server.wait(20)
+            # Now and then its etcd elects a leader twice, and the server waits for ever.
+            if _answers(server):
+                yield ADDRESS
+                return
         finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(server.pid, signal.SIGKILL)
+            _stop(server)
+    raise RuntimeError(f"the Milvus server did not start: {(place / 'log.txt').read_text()[-2000:]}")
 
 
-def _wait(server: subprocess.Popen, address: str, log: Path) -> None:
+def _start(program: Path, folder: Path) -> subprocess.Popen:
+    with open(folder / "log.txt", "w") as log:
+        words = [str(program), "--data", str(folder / "data")]
+        return subprocess.Popen(words, stdout=log, stderr=log, start_new_session=True)
+
+
+def _answers(server: subprocess.Popen) -> bool:
     from pymilvus import MilvusClient
 
-    end = time.monotonic() + 120
+    # It logs a traceback for each attempt.
+    logging.getLogger("pymilvus").setLevel(logging.CRITICAL)
+    end = time.monotonic() + _PATIENCE
     while server.poll() is None and time.monotonic() < end:
         with contextlib.suppress(Exception):
-            with contextlib.closing(MilvusClient(uri=address, timeout=2)) as client:
+            with contextlib.closing(MilvusClient(uri=ADDRESS, timeout=2)) as client:
                 client.list_collections(timeout=2)
-            return
+            return True
         time.sleep(0.5)
-    raise RuntimeError(f"the Milvus server did not start: {log.read_text()[-2000:]}")
+    return False
+
+
+def _stop(server: subprocess.Popen) -> None:
+    """Ends the program, which is a wrapper, and the server, which is its child; then the ports are free."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(server.pid, signal.SIGKILL)
+    server.wait()
+    end = time.monotonic() + _PATIENCE
+    while time.monotonic() < end and any(_is_used(port) for port in _PORTS):
+        time.sleep(0.2)
+
+
+def _is_used(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0

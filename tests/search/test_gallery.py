@@ -174,7 +174,8 @@ def test_a_filter_gives_exactly_the_pictures_that_match(searched, features, load
 def test_pages_are_parts_of_the_whole(searched):
     whole = searched.search(SENTENCE, 48)
     pages = [searched.search(SENTENCE, 10, offset=start) for start in range(0, 60, 10)]
-    assert [match for page in pages for match in page] == whole
+    # The last digits of a score can depend on the number of results.
+    assert [match.id for page in pages for match in page] == [match.id for match in whole]
     assert [len(page) for page in pages] == [10, 10, 10, 10, 8, 0]
 
 
