@@ -44,6 +44,7 @@ NOT_RUN = {
     "pip install": "tests/programs/wheel_check.py runs the installation",
     "pip wheel": "tests/programs/wheel_check.py runs the installation",
     "make test": "this test is a part of it",
+    "benchmarks.explanation": "it takes minutes; tests/eval/test_explanation_benchmark.py runs it with few pictures",
     "eccl-app": "it serves until it is stopped; tests/search/test_browser.py opens the page",
     "eight_gpus.yaml": "it needs eight GPUs; tests/training/test_launch_configs.py starts it on CPUs",
 }
