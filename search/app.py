@@ -11,11 +11,12 @@ import logging
 import os
 import socket
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..utils.command_line import CommandParser, at_least, command, tell
-from .app_guard import LOCAL_HOSTS, Door, Settings, hash_password, read_users
+from .app_settings import LOCAL_HOSTS, Settings, hash_password, read_users
 from .commands import add_gallery_options, open_gallery
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ def make_app(gallery: "Gallery", settings: Settings) -> "FastAPI":
     from fastapi import FastAPI
     from starlette.responses import JSONResponse
 
+    from .app_guard import Door
     from .app_page import build_page
     from .app_service import MISTAKES, SearchService, add_routes, in_words
     from .app_views import STYLE
@@ -142,6 +144,8 @@ def main(arguments: list[str]) -> None:
         workers=options.workers,
         audit_log=Path(options.audit_log) if options.audit_log else None,
     )
+    if find_spec("gradio") is None:
+        raise ImportError("the page needs Gradio, which is not installed: pip install 'eccl[app]'")
     if options.port > 65_535:
         parser.error(f"--port is {options.port}, the largest port is 65535")
     family = socket.AF_INET6 if ":" in options.host else socket.AF_INET

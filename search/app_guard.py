@@ -3,7 +3,6 @@
 import base64
 import contextlib
 import fnmatch
-import hashlib
 import hmac
 import json
 import re
@@ -11,8 +10,7 @@ import secrets
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,12 +19,11 @@ import anyio
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse, Response
 
+from .app_settings import Settings, is_password
+
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
-# The cost of scrypt: 16 MiB and about 50 ms for each password that is tried.
-_SCRYPT = {"n": 2**14, "r": 8, "p": 1}
 # Of Gradio's routes, only these are reached: its routes for files, uploads and proxies are not.
 _PAGE_ROUTES = re.compile(
     r"/|/(config|theme\.css|favicon\.ico|manifest\.json|robots\.txt)/?|/(assets|static|svelte)/[\w./@+-]+"
@@ -36,75 +33,12 @@ _OWN_ROUTES = re.compile(r"/healthz|/api/(search|picture)|/(crop|heat)/[0-9a-f]{
 _LARGEST_REQUEST = 256 * 2**10
 
 
-@dataclass(frozen=True)
-class Settings:
-    """The settings of the web page.
-
-    Args:
-        users: names, and the records of their passwords as [`hash_password`] makes them; empty: everybody may ask.
-        hosts: the names under which the page is reached; `*` stands for any letters.
-        frame_ancestors: the pages that may show this one in a frame, as in a Content-Security-Policy.
-        requests_per_minute: of one user, or of one address without users; a crop counts as 1/50.
-        workers: number of searches at a time.
-        waiting: number of searches that may wait for their turn; more are refused.
-        largest_upload: size of an uploaded picture, in bytes.
-        most_pixels: pixels of an uploaded picture.
-        audit_log: file that gets a line for each search, heat map and export.
-    """
-
-    users: Mapping[str, str] = field(default_factory=dict)
-    hosts: tuple[str, ...] = LOCAL_HOSTS
-    frame_ancestors: str = "'none'"
-    requests_per_minute: int = 120
-    workers: int = 2
-    waiting: int = 100
-    largest_upload: int = 10 * 2**20
-    most_pixels: int = 25_000_000
-    audit_log: Path | None = None
-
-
 class RefusedError(Exception):
     """A request that is not answered; `status` is that of HTTP, the message says why in words."""
 
     def __init__(self, status: int, words: str):
         super().__init__(words)
         self.status = status
-
-
-# --- users ---
-
-
-def hash_password(password: str) -> str:
-    """Makes the record of a password: `scrypt:SALT:HASH`, both in hexadecimal digits."""
-    salt = secrets.token_bytes(16)
-    return f"scrypt:{salt.hex()}:{hashlib.scrypt(password.encode(), salt=salt, **_SCRYPT).hex()}"
-
-
-def is_password(password: str, record: str) -> bool:
-    _, salt, digest = record.split(":")
-    found = hashlib.scrypt(password.encode(), salt=bytes.fromhex(salt), **_SCRYPT)
-    return hmac.compare_digest(found, bytes.fromhex(digest))
-
-
-def read_users(text: str) -> dict[str, str]:
-    """Reads the lines of a file of users: `name:scrypt:SALT:HASH`. Empty lines are passed over.
-
-    Raises:
-        ValueError: a line is of another form, a name comes twice, or there is no user. The message has no password.
-    """
-    users: dict[str, str] = {}
-    for number, line in enumerate(text.splitlines(), start=1):
-        if not line.strip():
-            continue
-        name, _, record = line.strip().partition(":")
-        if not name or not re.fullmatch(r"scrypt:[0-9a-f]{32}:[0-9a-f]{128}", record):
-            raise ValueError(f"line {number} of the users is not NAME:scrypt:SALT:HASH: write it with --add_user")
-        if name in users:
-            raise ValueError(f"line {number} of the users names {name!r} again")
-        users[name] = record
-    if not users:
-        raise ValueError("the file of users has no user: add one with --add_user")
-    return users
 
 
 # --- limits ---
@@ -286,15 +220,4 @@ def _refuse(error: RefusedError) -> Response:
     return JSONResponse({"error": str(error)}, error.status, headers)
 
 
-__all__ = [
-    "LOCAL_HOSTS",
-    "AuditLog",
-    "Desk",
-    "Door",
-    "RateLimiter",
-    "RefusedError",
-    "Settings",
-    "hash_password",
-    "is_password",
-    "read_users",
-]
+__all__ = ["AuditLog", "Desk", "Door", "RateLimiter", "RefusedError"]

@@ -18,7 +18,8 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from ..processing_eccl import read_image
 from ..utils.command_line import say
 from ..utils.text import printable
-from .app_guard import AuditLog, Desk, RateLimiter, RefusedError, Settings
+from .app_guard import AuditLog, Desk, RateLimiter, RefusedError
+from .app_settings import Settings
 from .app_views import Query, parse_link, parse_query, to_csv, to_json, to_where
 from .explanation import Explanation, draw_explanation, explain
 from .gallery import Gallery, Match

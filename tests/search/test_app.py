@@ -22,9 +22,10 @@ from PIL import Image
 
 from eccl.search import app as app_command
 from eccl.search.app import Settings, make_app, read_users
-from eccl.search.app_guard import Desk, RateLimiter, hash_password, is_password
+from eccl.search.app_guard import Desk, RateLimiter
 from eccl.search.app_page import _apply, _fill_controls, _read_controls
 from eccl.search.app_service import Pictures
+from eccl.search.app_settings import hash_password, is_password
 from eccl.search.app_views import (
     Query,
     parse_link,
