@@ -163,7 +163,7 @@ def parse_link(text: str) -> Query:
         ValueError: as in [`parse_query`].
     """
     values: dict[str, Any] = {}
-    for name, value in parse_qsl(text[:20_000]):
+    for name, value in parse_qsl(text[:20_000], keep_blank_values=True):
         if name in _LISTS:
             values.setdefault(name, []).append(value)
         elif name.startswith("column."):

@@ -34,7 +34,7 @@ def encode_jpeg(picture: Image.Image, orientation: int | None = None) -> bytes:
     if orientation:
         exif[0x0112] = orientation
         exif[0x010E] = "taken by SECRETNAME"
-        exif.get_ifd(0x8825).update({1: "N", 2: (48.0, 8.0, 15.0)})
+        exif[0x8825] = {1: "N", 2: (48.0, 8.0, 15.0)}
     picture.save(file, "JPEG", quality=95, exif=exif.tobytes())
     return file.getvalue()
 

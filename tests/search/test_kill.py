@@ -58,10 +58,11 @@ def start(context, *arguments):
 
 
 @pytest.mark.slow
-def test_ten_kills_at_random_moments_lose_nothing_and_double_nothing(uri, collection, folder, ids, tmp_path):
-    # New processes are copies of one that has imported everything.
+def test_ten_kills_at_random_moments_lose_nothing_and_double_nothing(
+    uri, collection, folder, ids, tmp_path, laboratory
+):
+    # New processes are copies of one that has imported the package. A program has one such process: the laboratory's.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["eccl.search.gallery", "eccl.hub.loading", "pymilvus", "milvus_lite"])
     moments = random.Random(17)
     kept = set()
     killed = 0
