@@ -1,8 +1,10 @@
 """Texts in pictures: broken into lines, cut after a number of lines, and drawn with a font that has the characters."""
 
 import functools
+import itertools
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -66,7 +68,9 @@ def set_text(text: str, width: int, font_size: int, max_lines: int = 4) -> Lette
         text = "".join("?" if character in missing else character for character in text)
         text += f" [no font for {count} characters]"
     draw = ImageDraw.Draw(Image.new("RGB", (1, 1)))
-    lines = [part for line in wrap_text(draw, text, width, font_size, font) for part in _break_word(line, width, font)]
+    parts = (part for line in wrap_text(draw, text, width, font_size, font) for part in _break_word(line, width, font))
+    # Measuring a long word takes seconds: lines that are not shown are not made.
+    lines = list(itertools.islice(parts, max_lines + 1))
     if len(lines) > max_lines:
         lines = lines[:max_lines]
         while lines[-1] and font.getlength(lines[-1] + "...") > width:
@@ -87,14 +91,15 @@ def wrap_text(draw: ImageDraw.ImageDraw, text: str, width: int, font_size: int, 
     return lines
 
 
-def _break_word(line: str, width: int, font: Font) -> list[str]:
+def _break_word(line: str, width: int, font: Font) -> Iterator[str]:
     """Breaks a line that is too wide, because it has one word, between its characters."""
-    parts = [""]
+    part = ""
     for character in line:
-        if parts[-1] and font.getlength(parts[-1] + character) > width:
-            parts.append("")
-        parts[-1] += character
-    return parts
+        if part and font.getlength(part + character) > width:
+            yield part
+            part = ""
+        part += character
+    yield part
 
 
 @functools.lru_cache(maxsize=256)
