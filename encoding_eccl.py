@@ -3,7 +3,7 @@
 import contextlib
 import os
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, cast
+from typing import NamedTuple, TypeVar, cast
 
 import datasets
 import torch
@@ -13,6 +13,8 @@ from tqdm.auto import tqdm
 
 from .modeling_eccl import ECCLModel
 from .processing_eccl import ECCLProcessor, read_image
+
+Value = TypeVar("Value")
 
 
 def leave_process_group(worker_id: int) -> None:
@@ -131,11 +133,28 @@ def _split_into_batches(indices: list[int], batch_size: int) -> list[list[int]]:
     return [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
 
 
-def _rank_and_world_size(across_processes: bool) -> tuple[int, int]:
-    """The rank of this process and the number of processes that divide the work."""
-    if not across_processes or not torch.distributed.is_initialized():
+def rank_and_world_size() -> tuple[int, int]:
+    """Returns the rank of this process and the number of processes of the launch; outside a launch 0 and 1."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return 0, 1
     return torch.distributed.get_rank(), torch.distributed.get_world_size()
+
+
+def gather_objects(value: Value) -> list[Value]:
+    """Gives every process of a launch the values of all, in the order of their ranks. Every process must call it."""
+    _, world_size = rank_and_world_size()
+    return [value] if world_size == 1 else _all_gather(value, world_size)
+
+
+def _all_gather(value: Value, world_size: int) -> list[Value]:
+    gathered = [value] * world_size
+    torch.distributed.all_gather_object(gathered, value)
+    return gathered
+
+
+def _rank_and_world_size(across_processes: bool) -> tuple[int, int]:
+    """The rank of this process and the number of processes that divide the work."""
+    return rank_and_world_size() if across_processes else (0, 1)
 
 
 def _batches_of_this_process(batches: list[list[int]], across_processes: bool) -> list[list[int]]:
@@ -155,8 +174,7 @@ def _gather_batches(features: list[torch.Tensor], num_batches: int, across_proce
     _, world_size = _rank_and_world_size(across_processes)
     if world_size == 1:
         return features
-    gathered: list = [None] * world_size
-    torch.distributed.all_gather_object(gathered, features)
+    gathered = _all_gather(features, world_size)
     return [gathered[index % world_size][index // world_size] for index in range(num_batches)]
 
 

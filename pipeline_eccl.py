@@ -88,11 +88,7 @@ class TextToPersonRetrievalPipeline(Pipeline):
         _require_count("batch_size", batch_size)
         if on_bad_image not in ("error", "skip"):
             raise ValueError(f"on_bad_image is {on_bad_image!r}, it must be error or skip")
-        if isinstance(images, (str, Path)):
-            images = list_images(images)
-        images = leave_undecoded(images)
-        if not isinstance(images, Iterable):
-            raise ValueError(f"images is of type {type(images).__name__}, it must be a folder or a list of images")
+        images = open_images(images)
         embeds: list[torch.Tensor] = []
         indexed: list[tuple[int, str | None]] = []
         skipped: list[str] = []
@@ -201,7 +197,19 @@ def _require_count(name: str, value: Any) -> None:
         raise ValueError(f"{name} is {value!r}, it must be a whole number, at least 1")
 
 
-def leave_undecoded(images: Any) -> Any:
+def open_images(images: Any) -> Iterable[Any]:
+    """Lists the images of a folder, and makes a data set, or a column of one, give its images undecoded.
+
+    Raises:
+        ValueError: `images` is neither a folder nor anything that can be iterated.
+    """
+    images = _leave_undecoded(list_images(images) if isinstance(images, (str, Path)) else images)
+    if not isinstance(images, Iterable):
+        raise ValueError(f"images is of type {type(images).__name__}, it must be a folder or a list of images")
+    return images
+
+
+def _leave_undecoded(images: Any) -> Any:
     """Makes a data set, or a column of one, give its images undecoded; anything else is returned as it is.
 
     A data set would decode them itself, and would not name a file that it cannot read.
@@ -231,4 +239,4 @@ def _read_image(image: Any, index: int) -> tuple[Image.Image, str | None]:
     return read_image(image), path or getattr(image, "filename", None) or None
 
 
-__all__ = ["TextToPersonRetrievalPipeline", "leave_undecoded"]
+__all__ = ["TextToPersonRetrievalPipeline", "open_images"]

@@ -320,7 +320,7 @@ def choose_splits(
     train_split, eval_split = canonical_split(train_split), canonical_split(eval_split)
     if train_split is None:
         train_split = "train" if "train" in splits or len(splits) > 1 else next(iter(splits))
-    _require_split(source, splits, train_split, "train_split")
+    require_split(source, splits, train_split, "train_split")
     if not evaluated:
         if eval_fraction is not None:
             raise ValueError(f"eval_fraction is {eval_fraction}, but nothing is evaluated: leave it out")
@@ -339,12 +339,17 @@ def choose_splits(
         return Splits(data, train, evaluation, train_split, name, cut)
     if eval_split is None:
         eval_split = next((name for name in _EVALUATION_SPLITS if name in splits and name != train_split), "test")
-    _require_split(source, splits, eval_split, "eval_split")
+    require_split(source, splits, eval_split, "eval_split")
     _require_other_persons(source, splits, train_split, eval_split)
     return Splits(data, splits[train_split], splits[eval_split], train_split, eval_split)
 
 
-def _require_split(source: DataSource, splits: datasets.DatasetDict, name: str, option: str) -> None:
+def require_split(source: DataSource, splits: datasets.DatasetDict, name: str, option: str) -> None:
+    """Checks that a data set has a split.
+
+    Raises:
+        ValueError: it has none of this name; the message says which it has, and that `option` names another one.
+    """
     if name not in splits:
         raise ValueError(f"{source} has no {name} split, only {', '.join(splits)}; {option} names another one")
 
@@ -374,4 +379,12 @@ def find_benchmark(split: str, dataset: datasets.Dataset) -> str | None:
     return None
 
 
-__all__ = ["DEFAULT_EVAL_FRACTION", "DataSource", "PersonData", "Splits", "choose_splits", "find_benchmark"]
+__all__ = [
+    "DEFAULT_EVAL_FRACTION",
+    "DataSource",
+    "PersonData",
+    "Splits",
+    "choose_splits",
+    "find_benchmark",
+    "require_split",
+]

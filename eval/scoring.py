@@ -21,6 +21,7 @@ from ..dataset_scripts.persons import cut_by_person
 from ..dataset_scripts.sources import DataSource, find_benchmark
 from ..dataset_scripts.synthetic import LABELS_FILE
 from ..encoding_eccl import SplitEmbeddings, embed_split
+from ..hub.digests import digest_model
 from ..hub.loading import load_model
 from ..hub.model_card import DIRECTIONS, Result
 from ..modeling_eccl import ECCLModel
@@ -347,15 +348,6 @@ def _read_cached(file: Path) -> SplitEmbeddings | None:
     except (OSError, SafetensorError, TypeError) as error:
         say(f"{file} cannot be read, so the split is encoded again: {error}")
         return None
-
-
-def digest_model(model: ECCLModel) -> str:
-    """Computes a SHA-256 digest of the names, the types and the values of all weights."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def _cache_key(model: ECCLModel, processor: ECCLProcessor, digest: str, dataset: datasets.Dataset) -> str:

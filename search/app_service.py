@@ -22,7 +22,7 @@ from .app_guard import AuditLog, Desk, RateLimiter, RefusedError
 from .app_settings import Settings
 from .app_views import Query, parse_link, parse_query, to_csv, to_json, to_where
 from .explanation import Explanation, draw_explanation, explain
-from .gallery import Gallery, Match
+from .gallery import Gallery, Match, by_time
 
 _T = TypeVar("_T")
 # The errors that are told to the one who asks.
@@ -127,10 +127,13 @@ class SearchService:
             OSError: the store does not answer.
         """
         matches = self._find(query)
+        self._log(query, client, action, len(matches))
+        return matches
+
+    def _log(self, query: Query, client: str, action: str, results: int) -> None:
         hidden = {"picture": bool(query.picture), "like": len(query.like), "unlike": len(query.unlike)}
         asked = {name: value for name, value in (asdict(query) | hidden).items() if value}
-        self._audit.write(client, action, query=asked, results=len(matches))
-        return matches
+        self._audit.write(client, action, query=asked, results=results)
 
     def _find(self, query: Query) -> list[Match]:
         if query.is_empty:
@@ -153,10 +156,16 @@ class SearchService:
         """Finds the results of a page, whether there are more, and on the first page the best results to count."""
         if query.top_k > LONGEST_PAGE:
             raise ValueError(f"the page shows at most {LONGEST_PAGE} results at a time, not {query.top_k:,}")
-        found = self.search(query, client)
-        counted = None if query.offset else self._find(replace(query, top_k=_COUNTED, order="score"))
-        has_more = len(found) == query.top_k if counted is None else len(counted) > len(found)
-        return found, has_more, counted
+        if query.offset:
+            found = self.search(query, client)
+            return found, len(found) == query.top_k, None
+        # The results to count begin with those of the first page.
+        counted = self._find(replace(query, top_k=_COUNTED, order="score"))
+        found = counted[: query.top_k]
+        if query.order == "time":
+            found.sort(key=by_time)
+        self._log(query, client, "search", len(found))
+        return found, len(counted) > len(found), counted
 
     def explain(self, id: str, sentence: str, client: str) -> tuple[Image.Image, Explanation]:
         """Returns a crop, and how well each word of a sentence fits each part of it.

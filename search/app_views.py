@@ -13,12 +13,12 @@ from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
 from html import escape
 from pathlib import PurePath
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import parse_qsl, urlencode
 
 from .columns import Where, parse
 from .export import defuse
-from .gallery import LONGEST_QUERY, LONGEST_TOP_K, Match
+from .gallery import LONGEST_QUERY, LONGEST_TOP_K, Match, choose_cut_off
 
 _LONGEST_TEXT, _LONGEST_LIST = 256, 100
 _TEXTS = ("sentence", "negative", "picture", "start", "stop", "group_by", "order")
@@ -55,7 +55,7 @@ class Query:
     stop: str = ""
     columns: Mapping[str, Any] = field(default_factory=dict)
     group_by: str = ""
-    order: str = "score"
+    order: Literal["score", "time"] = "score"
     min_score: float | None = None
     top_k: int = 20
     offset: int = 0
@@ -286,7 +286,7 @@ def show_status(query: Query, count: int, has_more: bool, threshold: float | Non
     if query.offset:
         return f"There are no more results{settings}."
     is_plain = not (query.picture or query.negative or query.like or query.unlike)
-    least = threshold if query.min_score is None and is_plain else query.min_score
+    least = choose_cut_off(query.min_score, threshold, is_plain)
     if least is not None:
         return f"Nobody fits{settings}: no picture that passes the filters has a score of {least:.3f} or more."
     return f"No picture passes the filters{settings}."

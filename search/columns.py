@@ -13,7 +13,9 @@ from .store import LONGEST_NAME, NO_TIME, Condition
 
 Value = str | int | float | bool
 # The columns that every gallery has, and a caller may set.
-KNOWN_COLUMNS = ("camera", "time", "tracklet")
+_KNOWN_COLUMNS = ("camera", "time", "tracklet")
+# What these columns hold if a value is unknown. The store has no value for it in them; an own column has none then.
+UNKNOWN = {"camera": "", "tracklet": "", "time": NO_TIME}
 # The columns that a gallery fills in by itself.
 _RESERVED = ("id", "vector", "path", "width", "height", "added", "size", "modified", "score")
 _TYPES: dict[str, type] = {"str": str, "int": int, "float": float, "bool": bool}
@@ -150,7 +152,7 @@ def read_columns(given: Mapping[str, Any], types: Mapping[str, str]) -> tuple[di
             continue
         if name == "time":
             values[name] = read_time(value)
-        elif name in KNOWN_COLUMNS:
+        elif name in _KNOWN_COLUMNS:
             values[name] = _read_name(name, value)
         elif name in _RESERVED or not (name.isascii() and name.isidentifier()):
             raise ValueError(
@@ -242,8 +244,8 @@ def spread_columns(columns: Mapping[str, Any] | None, pictures: Iterable[Any]) -
 
 
 __all__ = [
-    "KNOWN_COLUMNS",
     "LONGEST_QUERY",
+    "UNKNOWN",
     "Picture",
     "Where",
     "convert",

@@ -37,9 +37,11 @@ from ..utils.files import (
 )
 
 if TYPE_CHECKING:
+    from datasets import Dataset
+
     from .gallery import Gallery, Match, Where
 
-# More lines than these are only counted, unless the output goes to a file.
+# More lines than these are only counted.
 _MOST_LINES = 20
 # Of fewer queries, a share says little.
 _FEW_QUERIES = 100
@@ -202,11 +204,10 @@ def _search(options: argparse.Namespace) -> None:
         raise ValueError(f"--top_k is {options.top_k}, it must be at least 1 and at most {LONGEST_ANSWER:,}")
     if options.images is None and options.query is not None and len(options.query) > LONGEST_QUERY:
         raise ValueError(f"the query has {len(options.query):,} characters, at most {LONGEST_QUERY:,} are allowed")
-    if options.images is None:
-        _require_output(options.output, {"--model": options.model, "--image": options.image})
-    else:
+    if options.images is not None:
         _search_folder(options)
         return
+    _require_output(options.output, {"--model": options.model, "--image": options.image})
     _refuse_unused(options, "--images", on_bad_image="error", batch_size=64)
     with open_gallery(options) as gallery:
         where = _read_filter(options, gallery)
@@ -275,10 +276,12 @@ def _search_folder(options: argparse.Namespace) -> None:
 def _tell_matches(
     matches: "list[Match]", options: argparse.Namespace, gallery: "Gallery", where: "Where | None"
 ) -> None:
+    from .gallery import choose_cut_off
+
     tell(f'"{options.query or options.image}" among {len(gallery):,} images:')
     if not matches:
         is_plain = not (options.image or options.negative or options.like or options.unlike)
-        lowest = gallery.threshold if options.min_score is None and is_plain else options.min_score
+        lowest = choose_cut_off(options.min_score, gallery.threshold, is_plain)
         if where is not None and not gallery.count(where):
             tell("no picture passes the filter")
         elif options.offset:
@@ -324,7 +327,7 @@ def _add_index_options(parser: argparse.ArgumentParser) -> None:
         "--start", help="time of the first frame of a video, in ISO form; without a time zone it is UTC"
     )
     parser.add_argument(
-        "--every", type=at_least(1), help="look at each so many frames of a video (default: 5 a second)"
+        "--every", type=at_least(1), help="search every Nth frame of a video (default: about five frames a second)"
     )
     parser.add_argument("--interval", type=float, default=1.0, help="seconds of a tracklet from which one crop is kept")
     parser.add_argument("--min_detection", type=float, default=0.5, help="lowest score of a detected person")
@@ -388,24 +391,26 @@ def _list_pictures(options: argparse.Namespace) -> list[Iterable[Any]]:
     if options.sources:
         return [find_pictures(options.sources, options.pattern, options.metadata)]
     if options.dataset_name:
-        from ..dataset_scripts.sources import DataSource
-
-        source = DataSource.of_options(options, options.dataset_name, options.data_dir, "--dataset_name")
-        splits = source.load().splits
-        if options.split and options.split not in splits:
-            raise ValueError(f"--split is {options.split}, {options.dataset_name} has {', '.join(splits)}")
-        return [
-            from_dataset(splits[name], options.keep_columns) for name in ([options.split] if options.split else splits)
-        ]
+        return [from_dataset(split, options.keep_columns) for split in _load_splits(options)]
     from .columns import read_time, show_time
-    from .video import load_detector, read_video
+    from .video import read_video
 
     start = show_time(read_time(options.start)) if options.start else None
-    detector = load_detector(options.detector, options.min_detection)
-    return [
-        read_video(video, options.camera, start, detector=detector, every=options.every, interval=options.interval)
-        for video in options.video
-    ]
+    settings = {"detector": options.detector, "min_score": options.min_detection}
+    settings |= {"every": options.every, "interval": options.interval}
+    return [read_video(video, options.camera, start, **settings) for video in options.video]
+
+
+def _load_splits(options: argparse.Namespace) -> "list[Dataset]":
+    """Loads the split that the options name, or else all splits of the data set."""
+    from ..dataset_scripts.sources import DataSource, require_split
+
+    source = DataSource.of_options(options, options.dataset_name, options.data_dir, "--dataset_name")
+    splits = source.load().splits
+    if options.split is None:
+        return list(splits.values())
+    require_split(source, splits, options.split, "--split")
+    return [splits[options.split]]
 
 
 def _info(options: argparse.Namespace) -> None:
@@ -508,14 +513,9 @@ def _add_calibrate_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _calibrate(options: argparse.Namespace) -> None:
-    from ..dataset_scripts.sources import DataSource
-
-    source = DataSource.of_options(options, options.dataset_name, options.data_dir, "--dataset_name")
-    splits = source.load().splits
-    if options.split not in splits:
-        raise ValueError(f"--split is {options.split}, {options.dataset_name} has {', '.join(splits)}")
+    (split,) = _load_splits(options)
     with open_gallery(options) as gallery:
-        found = gallery.calibrate(splits[options.split], options.precision, options.top_k)
+        found = gallery.calibrate(split, options.precision, options.top_k)
         size = len(gallery)
     tell(
         f"threshold {found.threshold:.4f}: {100 * found.precision:.1f} % of the matches with this score or more are "

@@ -28,9 +28,10 @@ from PIL import Image
 from torch import nn
 
 from ..encoding_eccl import embed_captions
+from ..hub.digests import digest_encoder
 from ..modeling_eccl import ECCLModel
 from ..processing_eccl import ECCLProcessor, clean_caption, read_image
-from .columns import LONGEST_QUERY, Picture, Where, read_columns, show_time
+from .columns import LONGEST_QUERY, UNKNOWN, Picture, Where, read_columns, read_time, show_time
 from .indexing import AddReport, add_pictures
 from .processes import Processes
 from .store import LONGEST_ANSWER, NO_TIME, Condition, VectorStore, by_score, is_address
@@ -202,7 +203,7 @@ class Gallery:
         address = os.fspath(uri)
         processes = Processes()
         model_name = str((model and model.config._name_or_path) or "a model without a name")
-        identity = digest_model(model, processor) if model and processor else None
+        identity = digest_encoder(model, processor) if model and processor else None
         opened: list[VectorStore] = []
 
         def open_store() -> None:
@@ -474,8 +475,7 @@ class Gallery:
             vectors += self.encode_pixels(self.processor.image_processor(picture, return_tensors="pt")["pixel_values"])
         if features is not None and negative is not None:
             vectors -= _NEGATIVE * features[-1]
-        is_plain = image is None and negative is None
-        return _Query(_unit(vectors), self.threshold if min_score is None and is_plain else min_score)
+        return _Query(_unit(vectors), choose_cut_off(min_score, self.threshold, image is None and negative is None))
 
     def _check_sentence(self, sentence: str) -> str:
         if not isinstance(sentence, str) or not clean_caption(sentence).strip():
@@ -512,7 +512,7 @@ class Gallery:
         found = [[make_match(row) for row in rows[offset:] if row["score"] >= lowest] for rows in answers]
         if order == "time":
             for matches in found:
-                matches.sort(key=_by_time)
+                matches.sort(key=by_time)
         return found
 
     def _find_groups(
@@ -597,21 +597,14 @@ class Gallery:
             ValueError: the gallery does not have the picture, or a column has a wrong name or type.
         """
         values, new = read_columns(columns, self.columns)
+        for name in (name for name, value in columns.items() if value is None):
+            self._require_column(name)
+            values[name] = UNKNOWN.get(name)
         with self.lock:
-            self._update(id, columns, values, new)
-
-    def _update(self, id: str, columns: Mapping[str, Any], values: Mapping[str, Any], new: Mapping[str, str]) -> None:
-        rows = self.store.get([id])
-        _require_known([id], rows)
-        for name, value in columns.items():
-            if value is None:
-                self._require_column(name)
-                if name in self.columns:
-                    rows[id][name] = None
-        unknown = {"camera": "", "tracklet": "", "time": NO_TIME}
-        row = rows[id] | {name: unknown[name] for name in unknown if columns.get(name, "") is None} | dict(values)
-        self.remember_columns(new, {row["camera"]} - {""})
-        self.store.upsert([row])
+            rows = self.store.get([id])
+            _require_known([id], rows)
+            self.remember_columns(new, {values["camera"]} - {""} if "camera" in values else ())
+            self.store.upsert([rows[id] | values])
 
     def remove(
         self,
@@ -668,15 +661,13 @@ class Gallery:
         Returns:
             The number of pictures that were removed.
         """
+        now = datetime.now(UTC)
         try:
-            moment = datetime.now(UTC) - older_than if isinstance(older_than, timedelta) else older_than
+            limit = read_time(now - older_than if isinstance(older_than, timedelta) else older_than)
         except OverflowError:
             raise ValueError(f"older_than is {older_than}, which is before the year 1") from None
-        if moment.tzinfo is None:
-            moment = moment.replace(tzinfo=UTC)
-        if moment > datetime.now(UTC) or older_than == timedelta(0):
+        if limit > read_time(now) or older_than == timedelta(0):
             raise ValueError(f"older_than is {older_than}: every picture would be too old")
-        limit = int(moment.timestamp() * 1000)
         old = [
             *self.store.scan([Condition("time", "<", limit)]),
             *self.store.scan([Condition("time", "==", NO_TIME), Condition("added", "<", limit)]),
@@ -746,26 +737,26 @@ class Gallery:
         Args:
             samples: number of pictures, of those that are there, that are encoded again.
         """
-        report = VerifyReport(0)
-        count = 0
-        checked = 0
+        missing: list[str] = []
+        changed: list[str] = []
+        wrong: list[str] = []
+        count = checked = 0
         for row in self.store.scan(fields=["path", "vector"]):
             count += 1
             try:
                 data = self.read_bytes(row["id"], row["path"])
                 picture = read_image({"bytes": data, "path": row["path"]}) if checked < samples else None
             except FileNotFoundError:
-                report.missing.append(row["id"])
+                missing.append(row["id"])
             except ValueError:
-                report.changed.append(row["id"])
+                changed.append(row["id"])
             else:
                 if picture is not None:
                     checked += 1
                     pixels = self.processor.image_processor(picture, return_tensors="pt")["pixel_values"]
                     if float(self.encode_pixels(pixels)[0] @ np.asarray(row["vector"])) < 0.999:
-                        report.wrong_vectors.append(row["id"])
-        report.spare_crops.extend(self.spare_crops())
-        return VerifyReport(count, report.missing, report.changed, report.wrong_vectors, report.spare_crops)
+                        wrong.append(row["id"])
+        return VerifyReport(count, missing, changed, wrong, self.spare_crops())
 
     def calibrate(self, dataset: Any, precision: float = 0.9, top_k: int = 10) -> Calibration:
         """Finds the score above which a match is right with a wanted precision, and stores it with the gallery.
@@ -816,6 +807,17 @@ class Gallery:
             raise ValueError("give either matches or where, not both")
 
 
+def choose_cut_off(min_score: float | None, threshold: float | None, is_plain: bool) -> float | None:
+    """Returns the lowest score of a match: the given one, or the calibrated one; `None` if every match counts.
+
+    Args:
+        min_score: the given one.
+        threshold: the calibrated one. It is that of a sentence alone: the scores of other queries have another range.
+        is_plain: whether the query is a sentence alone.
+    """
+    return threshold if min_score is None and is_plain else min_score
+
+
 def make_match(row: Mapping[str, Any]) -> Match:
     """Makes a match of a row of the store."""
     columns = {name: value for name, value in row.items() if name not in _INTERNAL and value is not None}
@@ -823,23 +825,8 @@ def make_match(row: Mapping[str, Any]) -> Match:
     return Match(row["id"], row["path"], float(row["score"]), columns)
 
 
-def digest_model(model: ECCLModel, processor: ECCLProcessor) -> str:
-    """Computes a SHA-256 digest of everything that decides the vectors: weights, prompts and processor settings."""
-    digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tuple(value.shape)}\n".encode())
-        digest.update(value.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
-    images = processor.image_processor
-    settings = {
-        "images": [images.size, images.image_mean, images.image_std, images.rescale_factor, int(images.resample)],
-        "tokens": sorted(processor.tokenizer.get_vocab().items()),
-        "longest": processor.max_text_length,
-    }
-    digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
-    return digest.hexdigest()
-
-
-def _by_time(match: Match) -> tuple[bool, Any, str]:
+def by_time(match: Match) -> tuple[bool, Any, str]:
+    """A key for sorting: the oldest match first, matches without a time at the end."""
     time = match.columns["time"]
     return time is None, time or 0, match.id
 
@@ -882,7 +869,8 @@ __all__ = [
     "Picture",
     "VerifyReport",
     "Where",
-    "digest_model",
+    "by_time",
+    "choose_cut_off",
 ]
 
 

@@ -17,11 +17,12 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
-from ..pipeline_eccl import leave_undecoded
-from ..processing_eccl import list_images, read_image
-from .columns import Picture, read_columns, spread_columns
+from ..encoding_eccl import gather_objects
+from ..pipeline_eccl import open_images
+from ..processing_eccl import read_image
+from .columns import UNKNOWN, Picture, read_columns, spread_columns
 from .processes import Processes
-from .store import LONGEST_PATH, NO_TIME
+from .store import LONGEST_PATH
 
 if TYPE_CHECKING:
     from .gallery import Gallery
@@ -105,11 +106,7 @@ def add_pictures(
         raise ValueError(f"on_bad_image is {on_bad_image!r}, it must be error or skip")
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}, it must be at least 1")
-    if isinstance(images, (str, Path)):
-        images = list_images(images)
-    images = leave_undecoded(images)
-    if not isinstance(images, Iterable):
-        raise ValueError(f"images is of type {type(images).__name__}, it must be a folder or a list of pictures")
+    images = open_images(images)
     total = len(images) if isinstance(images, Sized) else None
     if total is not None:
         # Columns of a wrong length are found before the work.
@@ -242,7 +239,7 @@ class _Job:
         ids = {index: content.id for index, content in self._contents.items()}
         merged: dict[int, str] = {}
         merged_failures: dict[int, str] = {}
-        for some_ids, some_failures in self.processes.gather((ids, failures)):
+        for some_ids, some_failures in gather_objects((ids, failures)):
             merged |= some_ids
             merged_failures |= some_failures
         for _, line in sorted(merged_failures.items()):
@@ -285,7 +282,7 @@ class _Job:
             rows += [
                 self._make_row(entries[index], index, vector) for index, vector in zip(batch, vectors, strict=True)
             ]
-        return [row for part in self.processes.gather(rows) for row in part]
+        return [row for part in gather_objects(rows) for row in part]
 
     def _make_row(self, entry: _Entry, index: int, vector: np.ndarray) -> dict[str, Any]:
         content = self._contents[index]
@@ -293,7 +290,7 @@ class _Job:
             self.gallery.keep_crop(content.id, content.data)
         width, height = content.size
         return {
-            **{"camera": "", "tracklet": "", "time": NO_TIME},
+            **UNKNOWN,
             **entry.values,
             **{"id": content.id, "vector": vector, "path": entry.path, "width": width, "height": height},
             **{"added": time.time_ns() // 1_000_000, "size": entry.size, "modified": entry.modified},

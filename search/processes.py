@@ -5,6 +5,8 @@ from typing import TypeVar
 
 import torch
 
+from ..encoding_eccl import rank_and_world_size
+
 Result = TypeVar("Result")
 
 
@@ -17,17 +19,7 @@ class Processes:
     """
 
     def __init__(self) -> None:
-        is_launch = torch.distributed.is_available() and torch.distributed.is_initialized()
-        self.rank = torch.distributed.get_rank() if is_launch else 0
-        self.size = torch.distributed.get_world_size() if is_launch else 1
-
-    def gather(self, value: Result) -> list[Result]:
-        """Gives every process the values of all processes, in the order of their ranks."""
-        if self.size == 1:
-            return [value]
-        gathered: list[Result] = [value] * self.size
-        torch.distributed.all_gather_object(gathered, value)
-        return gathered
+        self.rank, self.size = rank_and_world_size()
 
     def share(self, make: Callable[[], Result]) -> Result:
         """Calls a function in the first process, and gives every process its result, or raises its error in each."""

@@ -4,6 +4,7 @@ This is the only file that knows that the two differ.
 """
 
 import contextlib
+import itertools
 import json
 import logging
 import os
@@ -325,7 +326,7 @@ class VectorStore:
         if not len(vectors):
             return best
         rows = self.scan(conditions, ["vector", *fields], strong=False)
-        while page := [row for _, row in zip(range(_PAGE), rows, strict=False)]:
+        while page := list(itertools.islice(rows, _PAGE)):
             scores = np.asarray(vectors, dtype=np.float32) @ np.array([row.pop("vector") for row in page], np.float32).T
             for number, row_scores in enumerate(scores):
                 candidates = [{**row, "score": float(score)} for row, score in zip(page, row_scores, strict=True)]
@@ -370,7 +371,7 @@ class VectorStore:
             pages.close()
 
     def delete(self, ids: Collection[str]) -> int:
-        """Deletes rows that exist, and returns their number. Their bytes stay on the disk until [`purge`]."""
+        """Deletes the rows with these ids, and returns the number of ids. Bytes stay on the disk until [`purge`]."""
         wanted = list(dict.fromkeys(ids))
         with self._lock, self._naming_errors():
             if self.is_lite and wanted:
@@ -399,7 +400,7 @@ class VectorStore:
             self._make(spare, self.dimension, properties)
             rows = self.scan(fields=["*"])
             with self._naming_errors():
-                while page := [row for _, row in zip(range(_PAGE), rows, strict=False)]:
+                while page := list(itertools.islice(rows, _PAGE)):
                     self._client.insert(spare, page)
                 self._client.flush(spare)
                 self._client.drop_collection(self.name)

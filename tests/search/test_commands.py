@@ -127,7 +127,9 @@ def test_a_data_set_is_indexed_and_the_gallery_calibrated(benchmark, run, fails,
     assert precision >= 60
     shown = next(line for line in run("info") if line.startswith("threshold"))
     assert float(shown.split()[1]) == pytest.approx(threshold, abs=1e-4)
-    assert "--split is none, cuhk_pedes has train, val, test" in fails("calibrate", *data, "--split", "none")
+    assert "has no none split, only train, val, test; --split names another one" in fails(
+        "calibrate", *data, "--split", "none"
+    )
 
 
 def test_a_list_with_columns_and_unreadable_pictures(make_raw, run, fails, tmp_path):

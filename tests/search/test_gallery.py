@@ -602,6 +602,11 @@ def test_another_model_or_format_is_refused_by_name(gallery, open_gallery, loade
     changed.image_processor.image_mean = [0.5, 0.5, 0.5]
     with pytest.raises(ValueError, match="weights or processor differ"):
         open_gallery(processor=changed)
+    # The same weights, but another activation: the vectors would differ.
+    other = load_model(BACKBONE)[0].cpu()
+    other.config.vision_config.hidden_act = "relu"
+    with pytest.raises(ValueError, match="weights or processor differ"):
+        open_gallery(other)
     gallery = open_gallery()
     assert len(gallery) == 48
     gallery.store.set_properties({"format": "0"})

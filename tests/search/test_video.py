@@ -157,6 +157,16 @@ def test_options_choose_the_frames_and_the_crops(tmp_path):
     assert [picture.columns["time"] for picture in naive] == [picture.columns["time"] for picture in read(file)]
 
 
+def test_the_command_passes_the_score_on(tmp_path, monkeypatch):
+    from eccl.search import commands, video
+
+    seen = {}
+    monkeypatch.setattr(video, "read_video", lambda *words, **options: seen.update(options) or [])
+    words = ["index", "--video", str(tmp_path / "v.avi"), "--min_detection", "0.2", "--every", "3", "--interval", "2"]
+    commands._list_pictures(commands.make_parser().parse_args(words))
+    assert seen == {"detector": "hog", "min_score": 0.2, "every": 3, "interval": 2.0}
+
+
 def test_boxes_are_cut_at_the_border_of_the_frame(tmp_path):
     file = write_video(tmp_path / "v.avi", [draw(), draw()])
     detector = [Detection((-5, 100, 30, 50), 0.9), Detection((200, 0, 10, 10), 0.8), Detection((0, 0, 9, 9), 0.4)]
