@@ -84,7 +84,9 @@ def embed_images(
     )
     with _evaluation_mode(model) as encoder:
         features = [
-            encoder.get_image_features(pixels.to(encoder.device), return_dict=True).pooler_output.float().cpu()
+            encoder.get_image_features(pixels.to(encoder.device), pooled_only=True, return_dict=True)
+            .pooler_output.float()
+            .cpu()
             for pixels in tqdm(loader, desc="encoding images", leave=False, disable=not progress)
         ]
     return torch.cat(_gather_batches(features, len(batches), across_processes))
@@ -122,7 +124,9 @@ def embed_captions(
         for batch in tqdm(local_batches, desc="encoding captions", leave=False, disable=not progress):
             texts = [captions[index] for index in batch]
             input_ids = processor(text=texts, return_tensors="pt")["input_ids"].to(encoder.device)
-            batch_features.append(encoder.get_text_features(input_ids, return_dict=True).pooler_output.float().cpu())
+            batch_features.append(
+                encoder.get_text_features(input_ids, pooled_only=True, return_dict=True).pooler_output.float().cpu()
+            )
     by_length = torch.cat(_gather_batches(batch_features, len(batches), across_processes))
     features = torch.empty_like(by_length)
     features[torch.tensor(order)] = by_length

@@ -110,7 +110,7 @@ class TextToPersonRetrievalPipeline(Pipeline):
             while batch := list(itertools.islice(readable, batch_size)):
                 pixels = self.processor(images=[picture for picture, *_ in batch], return_tensors="pt")["pixel_values"]
                 features = self.model.get_image_features(
-                    pixels.to(self.device, self.model.dtype), return_dict=True
+                    pixels.to(self.device, self.model.dtype), pooled_only=True, return_dict=True
                 ).pooler_output
                 embeds.append(nn.functional.normalize(features.float(), dim=-1).cpu())
                 indexed += [(position, path) for _, position, path in batch]
@@ -183,7 +183,7 @@ class TextToPersonRetrievalPipeline(Pipeline):
         return inputs
 
     def _forward(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:  # type: ignore[override]
-        features = self.model.get_text_features(inputs["input_ids"], return_dict=True).pooler_output
+        features = self.model.get_text_features(inputs["input_ids"], pooled_only=True, return_dict=True).pooler_output
         return {"text_embeds": nn.functional.normalize(features.float(), dim=-1)}
 
     def postprocess(self, outputs: dict[str, torch.Tensor], top_k: int = 10) -> list[dict]:  # type: ignore[override]

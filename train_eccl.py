@@ -35,7 +35,7 @@ from eccl.configuration_eccl import ECCLConfig, checkpoint_kind, require_sound_c
 from eccl.dataset_scripts.base import published_differences
 from eccl.dataset_scripts.sources import DataSource, Splits, choose_splits, find_benchmark
 from eccl.eval.reports import published_rows
-from eccl.hub.adapter import attach_lora, count_parameters, merge_lora, save_adapter
+from eccl.hub.adapter import ECCLPeftModel, attach_lora, count_parameters, merge_lora, save_adapter
 from eccl.hub.model_card import METRICS, Facts, Result, make_model_card
 from eccl.hub.publish import publish, require_publishable
 from eccl.hub.run_folder import RunFolder, claim_run_folder
@@ -56,7 +56,7 @@ _METHODS = {
     "full": "A CLIP for images of people; every parameter was trained.",
 }
 _SETTINGS = {
-    "lora": ("learning_rate", "lora_learning_rate", "lora_rank", "lora_alpha", "weight_decay", "augment"),
+    "lora": ("learning_rate", "lora_learning_rate", "lora_rank", "lora_alpha", "base_dtype", "weight_decay", "augment"),
     "full": ("learning_rate", "weight_decay", "augment"),
 }
 # The published run prompts all 12 layers of ViT-B/16.
@@ -72,7 +72,7 @@ _HELP_GROUPS = {
     ),
     "model": (
         *("init_from", "image_size", "num_prompt_tokens", "prompt_depth", "tune", "lora_rank", "lora_alpha"),
-        *("attn_implementation", "scratch_config", "vocab_size", "save_dtype"),
+        *("base_dtype", "attn_implementation", "scratch_config", "vocab_size", "save_dtype"),
     ),
     "losses": (
         *("losses", "tal_temperature", "tal_margin", "identity_memory_temperature", "identity_memory_momentum"),
@@ -497,7 +497,9 @@ def train(
     else:
         pairs = CaptionPairs(splits.train, processor, args.augment, args.seed)
     evaluation = splits.evaluation if splits is not None else None
-    trained_model = attach_lora(model, args.lora_rank, args.lora_alpha) if args.tune == "lora" else model
+    trained_model: ECCLModel | ECCLPeftModel = model
+    if args.tune == "lora":
+        trained_model = attach_lora(model, args.lora_rank, args.lora_alpha, getattr(torch, args.base_dtype))
     trainer = ECCLTrainer(trained_model, args, train_dataset=pairs, eval_dataset=evaluation, processing_class=processor)
     if folder is not None:
         print_summary(source, splits, pairs, trained_model)

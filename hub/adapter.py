@@ -13,6 +13,7 @@ from typing import Any, NoReturn, cast
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model_state_dict, load_peft_weights
+from torch import nn
 from transformers import PreTrainedConfig
 
 from ..configuration_eccl import ECCLConfig
@@ -25,6 +26,7 @@ from ..modeling_eccl import (
     share_weights,
 )
 from .bases import BASE_FOLDER_FILE, is_path, resolve_base
+from .lora import LoraLinear
 
 logger = logging.getLogger(__name__)
 
@@ -203,7 +205,9 @@ class ECCLPeftModel(PeftModel):
         return model
 
 
-def attach_lora(model: ECCLModel, rank: int = 4, alpha: int = 4) -> ECCLPeftModel:
+def attach_lora(
+    model: ECCLModel, rank: int = 4, alpha: int = 4, base_dtype: torch.dtype | None = None
+) -> ECCLPeftModel:
     """Freezes a model and adds the parameters that ECCL trains: LoRA in every layer of both encoders, and the prompts.
 
     LoRA adds the product `alpha / rank * B A` to a weight. `A` starts with Kaiming-uniform values and `B` with zeros
@@ -214,6 +218,9 @@ def attach_lora(model: ECCLModel, rank: int = 4, alpha: int = 4) -> ECCLPeftMode
         model: a model with prompts; it is changed in place.
         rank: the rank of `B A`.
         alpha: the factor in `alpha / rank`.
+        base_dtype: the dtype in which the weights of the layers with LoRA are kept and multiplied, for example
+            `torch.bfloat16`, which needs half the memory. LoRA itself, the prompts, and all other weights stay as they
+            are. By default these layers do so, too.
 
     Returns:
         The model as a peft model, which `Trainer` can save, resume and load again.
@@ -224,13 +231,23 @@ def attach_lora(model: ECCLModel, rank: int = 4, alpha: int = 4) -> ECCLPeftMode
     if model.prompt_learner is None:
         raise ValueError("the model has no prompts (num_prompt_tokens is 0): build it with ECCLModel.from_clip first")
     with _without_deprecations():
-        return ECCLPeftModel(model, _make_settings(rank, alpha))
+        trained = ECCLPeftModel(model, _make_settings(rank, alpha))
+    if base_dtype is not None:
+        for layer in _lora_layers(trained):
+            layer.get_base_layer().to(base_dtype)
+    return trained
+
+
+def _lora_layers(model: PeftModel) -> list[LoraLinear]:
+    return [module for module in model.modules() if isinstance(module, LoraLinear)]
 
 
 def _make_settings(rank: int, alpha: int) -> LoraConfig:
-    return LoraConfig(
+    settings = LoraConfig(
         r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=TARGET_MODULES, modules_to_save=["prompt_learner"]
     )
+    settings._register_custom_module({nn.Linear: LoraLinear})
+    return settings
 
 
 def _require_own_settings(settings: PeftConfig, model: ECCLModel) -> None:
@@ -260,7 +277,12 @@ def _require_own_settings(settings: PeftConfig, model: ECCLModel) -> None:
 
 
 def merge_lora(model: PeftModel) -> ECCLModel:
-    """Adds the LoRA products to the weights and returns a plain [`ECCLModel`]; `model` must not be used afterwards."""
+    """Adds the LoRA products to the weights and returns a plain [`ECCLModel`]; `model` must not be used afterwards.
+
+    Weights of lower precision get that of LoRA first: they would lose the small products.
+    """
+    for layer in _lora_layers(model):
+        layer.get_base_layer().to(dtype=cast(nn.Linear, layer.lora_A[model.active_adapter]).weight.dtype)
     return model.merge_and_unload()
 
 

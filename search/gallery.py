@@ -322,7 +322,7 @@ class Gallery:
             `(pictures, dimension)`, float32.
         """
         features = self.model.get_image_features(
-            pixels.to(self.model.device, self.model.dtype), return_dict=True
+            pixels.to(self.model.device, self.model.dtype), pooled_only=True, return_dict=True
         ).pooler_output
         return nn.functional.normalize(features.float(), dim=-1).cpu().numpy()
 

@@ -28,6 +28,13 @@ class ECCLTrainingArguments(TrainingArguments):
     )
     lora_rank: int = field(default=4, metadata={"help": "Rank of the LoRA matrices."})
     lora_alpha: int = field(default=4, metadata={"help": "LoRA updates are scaled by alpha / rank."})
+    base_dtype: Literal["float32", "bfloat16"] = field(
+        default="float32",
+        metadata={
+            "help": "How the frozen weights of the layers with LoRA are kept and multiplied. bfloat16 halves their "
+            "memory; what is trained, and the objective, stay in float32. The final model has float32 weights."
+        },
+    )
 
     losses: list[str] = field(
         default_factory=lambda: ["tal=1", "identity_memory=1", "instance_memory=0.1"],
@@ -168,6 +175,10 @@ class ECCLTrainingArguments(TrainingArguments):
     def _check_objective(self) -> None:
         if self.tune not in ("lora", "full"):
             raise ValueError(f"tune is {self.tune!r}, it must be lora or full")
+        if self.base_dtype not in ("float32", "bfloat16"):
+            raise ValueError(f"base_dtype is {self.base_dtype!r}, it must be float32 or bfloat16")
+        if self.base_dtype != "float32" and self.tune == "full":
+            raise ValueError(f"base_dtype is {self.base_dtype}, but with tune full no weight is frozen: leave it out")
         # Imported here: the table's module needs this one.
         from .objective import LOSS_TERMS
 

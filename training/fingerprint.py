@@ -29,6 +29,7 @@ def describe_run(args: ECCLTrainingArguments, data: str, model: torch.nn.Module)
     return {
         "training data (SHA-256)": data,
         "base model (SHA-256)": getattr(model, "base_digests", None),
+        "base_dtype": args.base_dtype,
         "pairs per step": args.train_batch_size * args.world_size * args.gradient_accumulation_steps,
         "number of processes": args.world_size,
         "seed": args.seed if args.data_seed is None else args.data_seed,

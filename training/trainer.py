@@ -449,6 +449,7 @@ class ECCLTrainer(Trainer):
             input_ids=inputs["input_ids"],
             pixel_values=inputs["pixel_values"],
             embed_chunk_size=self.args.embed_chunk_size,
+            pooled_only=True,
         )
         pairs = self._gather_pairs(model, inputs, outputs.image_embeds, outputs.text_embeds)
         total, parts = self.objective(pairs)
