@@ -174,6 +174,26 @@ class ECCLQuickGELU(nn.Module):
         return nn.functional.silu(inputs * 1.702) / 1.702
 
 
+class ECCLLayerNorm(nn.LayerNorm):
+    """A layer norm whose output has the dtype of autocast, if this is on.
+
+    Autocast computes a layer norm in float32, and each linear layer after it would convert, and keep, the same output.
+
+    Args:
+        norm: the layer norm whose weights it takes.
+    """
+
+    def __init__(self, norm: nn.LayerNorm):
+        nn.Module.__init__(self)
+        self.normalized_shape, self.eps = norm.normalized_shape, norm.eps
+        self.elementwise_affine = norm.elementwise_affine
+        self.weight, self.bias = norm.weight, norm.bias
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        output, device = super().forward(input), input.device.type
+        return output.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else output
+
+
 class ECCLLastLayer(CLIPEncoderLayer):
     """The last layer of an encoder of CLIP. It can compute the one token of each sequence that the encoder pools.
 
@@ -236,10 +256,11 @@ class ECCLLastLayer(CLIPEncoderLayer):
 
 
 def _speed_up(encoder: CLIPEncoder) -> None:
-    """Gives an encoder of CLIP the last layer and the activation above. Names and values of the weights stay."""
+    """Replaces parts of an encoder of CLIP by those above, which take less time. Names and values of weights stay."""
     layers = cast(list[CLIPEncoderLayer], encoder.layers)
     layers[-1] = ECCLLastLayer(layers[-1])
     for layer in layers:
+        layer.layer_norm1, layer.layer_norm2 = ECCLLayerNorm(layer.layer_norm1), ECCLLayerNorm(layer.layer_norm2)
         if isinstance(layer.mlp.activation_fn, QuickGELUActivation):
             layer.mlp.activation_fn = ECCLQuickGELU()
 

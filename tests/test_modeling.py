@@ -6,7 +6,9 @@ import accelerate
 import pytest
 import safetensors
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPConfig, CLIPModel, CLIPTextModel
+from transformers.activations import QuickGELUActivation
 
 from eccl.configuration_eccl import ECCLConfig, checkpoint_kind
 from eccl.hub.adapter import attach_lora, count_parameters, save_adapter
@@ -261,6 +263,59 @@ def test_hidden_states_and_attentions_are_given_on_request(tiny_model, tiny_batc
     torch.testing.assert_close(expected, output.image_embeds)
     # In a text, no token attends to a later one.
     assert not output.text_model_output.attentions[0].triu(1).any()
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("num_prompt_tokens", [0, 3])
+def test_the_pooled_token_alone_has_the_same_feature_and_gradients_for_less_work(
+    tiny_batch, attention, num_prompt_tokens
+):
+    torch.manual_seed(0)
+    model = ECCLModel(tiny_config(num_prompt_tokens=num_prompt_tokens))
+    model.set_attn_implementation(attention)
+    results = []
+    for pooled_only in (False, True):
+        model.zero_grad()
+        with FlopCounterMode(display=False) as counter:
+            output = model(**tiny_batch, pooled_only=pooled_only)
+            (output.text_embeds.sin() + output.image_embeds.sin()).sum().backward()
+        # The gradient of a key's bias is zero in exact arithmetic: it moves all scores of a query alike.
+        used = [(name, parameter) for name, parameter in model.named_parameters() if name != "logit_scale"]
+        gradients = {name: parameter.grad for name, parameter in used if "k_proj.bias" not in name}
+        results.append((output.text_embeds, output.image_embeds, gradients, counter.get_total_flops()))
+        for record in (output.text_model_output, output.vision_model_output):
+            assert (record.last_hidden_state is None) == pooled_only
+    (texts, images, gradients, operations), (own_texts, own_images, own_gradients, own_operations) = results
+    torch.testing.assert_close(own_texts, texts)
+    torch.testing.assert_close(own_images, images)
+    assert own_gradients.keys() == gradients.keys()
+    for name, gradient in gradients.items():
+        assert (own_gradients[name] - gradient).abs().max() <= 1e-4 * gradient.abs().max(), name
+    # Of two layers, the second is nearly left out.
+    assert own_operations < 0.75 * operations
+
+
+def test_the_pooled_token_alone_has_no_hidden_states(tiny_model, tiny_batch):
+    tiny_model.set_attn_implementation("eager")
+    for requested in ("output_hidden_states", "output_attentions"):
+        with pytest.raises(ValueError, match="pooled_only computes neither hidden states nor attentions"):
+            tiny_model(**tiny_batch, pooled_only=True, **{requested: True})
+
+
+def test_the_parts_of_the_encoders_compute_what_those_of_clip_compute(tiny_model):
+    layer = tiny_model.vision_model.encoder.layers[0]
+    inputs = torch.randn(5, 48) * 4
+    expected = QuickGELUActivation()(inputs)
+    torch.testing.assert_close(layer.mlp.activation_fn(inputs), expected)
+    expected = torch.nn.functional.layer_norm(inputs, (48,), layer.layer_norm1.weight, layer.layer_norm1.bias, 1e-5)
+    torch.testing.assert_close(layer.layer_norm1(inputs), expected)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(layer.layer_norm1(inputs), expected.bfloat16())
+    # Another activation stays.
+    other = ECCLModel(tiny_config(vision_config={**tiny_config().vision_config.to_dict(), "hidden_act": "gelu"}))
+    torch.testing.assert_close(
+        other.vision_model.encoder.layers[0].mlp.activation_fn(inputs), torch.nn.functional.gelu(inputs)
+    )
 
 
 def test_hidden_states_can_be_chosen_by_number_and_by_the_configuration(tiny_model, tiny_batch):

@@ -413,10 +413,12 @@ def changed_trainer(change, backbone, benchmark, tmp_path, **settings):
         settings |= {"seed": 4}
     elif change == "sampler":
         settings |= {"sampler": "identity"}
+    elif change == "base_dtype":
+        settings |= {"base_dtype": "bfloat16"}
     return make_trainer(backbone, benchmark, tmp_path / "out", save_strategy="epoch", **settings)
 
 
-@pytest.mark.parametrize("change", ["training data", "base model", "pairs per step", "seed", "sampler"])
+@pytest.mark.parametrize("change", ["training data", "base model", "base_dtype", "pairs per step", "seed", "sampler"])
 def test_a_run_is_resumed_only_as_it_was(change, backbone, benchmark, tmp_path, caplog):
     make_trainer(backbone, benchmark, tmp_path / "out", save_strategy="epoch", num_train_epochs=1).train()
     with pytest.raises(ValueError, match=rf"checkpoint-4 was written by another run: {change}") as error:

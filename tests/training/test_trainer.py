@@ -65,6 +65,22 @@ def test_it_starts_from_a_clip_of_transformers(backbone, benchmark, tmp_path):
     assert trained.config.vision_config.image_size == [48, 16] and trained.config.num_prompt_tokens == 4
 
 
+def test_a_base_in_bfloat16_trains_and_leaves_a_float32_model(backbone, benchmark, tmp_path, capsys):
+    tune(backbone, benchmark, tmp_path / "out", "--base_dtype bfloat16")
+    assert "- base_dtype: bfloat16" in (tmp_path / "out" / "README.md").read_text()
+    weights = safetensors.torch.load_file(tmp_path / "out" / "model.safetensors")
+    assert {weight.dtype for weight in weights.values()} == {torch.float32}
+    # The weights of the base are rounded; the product of LoRA, which is far smaller, is not.
+    name = "vision_model.encoder.layers.0.mlp.fc1.weight"
+    rounded = safetensors.torch.load_file(backbone / "model.safetensors")[name].bfloat16().float()
+    adapter = safetensors.torch.load_file(tmp_path / "out" / "adapter" / "adapter_model.safetensors")
+    down, up = (adapter[f"base_model.model.{name.removesuffix('weight')}lora_{matrix}.weight"] for matrix in ("A", "B"))
+    assert 0 < (up @ down).abs().max() < 1e-3
+    torch.testing.assert_close(weights[name], rounded + up @ down, rtol=1e-6, atol=1e-9)
+    with pytest.raises(ValueError, match="base_dtype is bfloat16, but with tune full no weight is frozen"):
+        tune(backbone, benchmark, tmp_path / "full", "--base_dtype bfloat16 --tune full")
+
+
 def test_pretraining_leaves_a_plain_model_without_its_heads(backbone):
     model = AutoModel.from_pretrained(backbone, trust_remote_code=True)
     assert model.prompt_learner is None
