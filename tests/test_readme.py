@@ -45,6 +45,7 @@ NOT_RUN = {
     "pip wheel": "tests/programs/wheel_check.py runs the installation",
     "make test": "this test is a part of it",
     "benchmarks.explanation": "it takes minutes; tests/eval/test_explanation_benchmark.py runs it with few pictures",
+    "benchmarks.speed": "it takes twenty minutes; tests/eval/test_speed_benchmark.py runs it with a tiny model",
     "eccl-app": "it serves until it is stopped; tests/search/test_browser.py opens the page",
     "eight_gpus.yaml": "it needs eight GPUs; tests/training/test_launch_configs.py starts it on CPUs",
 }
@@ -116,7 +117,8 @@ def known_options() -> set[str]:
     for script in SCRIPTS.values():
         known |= options_of(importlib.import_module(script.partition(":")[0]).make_parser())
     for benchmark in (ROOT / "eval" / "benchmarks").glob("[a-z]*.py"):
-        known |= options_of(importlib.import_module(f"eccl.eval.benchmarks.{benchmark.stem}").make_parser())
+        if "def make_parser()" in benchmark.read_text():
+            known |= options_of(importlib.import_module(f"eccl.eval.benchmarks.{benchmark.stem}").make_parser())
     return known | options_of(train_eccl.make_parser())
 
 

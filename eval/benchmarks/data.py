@@ -159,7 +159,14 @@ def run_measurement(options: argparse.Namespace) -> None:
     print(json.dumps(result | {"peak_mib": peaks[0], "worker_peak_mib": peaks[1]}))
 
 
-def _measure_in_new_process(measurement: str, options: argparse.Namespace, cache_dir: str) -> dict[str, float]:
+def measure_in_new_process(measurement: str, options: argparse.Namespace, cache_dir: str) -> dict[str, float]:
+    """Starts this command for one measurement, and returns its figures.
+
+    Args:
+        measurement: `"load"`, `"pairs"`, `"start"` or `"stream"`.
+        options: needs `dataset`, `data_dir`, `num_workers` and `batches`.
+        cache_dir: the cache of `load_dataset`.
+    """
     words = [sys.executable, "-m", "eccl.eval.benchmarks.data", "--measure", measurement, "--cache_dir", cache_dir]
     for name in ("dataset", "data_dir", "num_workers", "batches"):
         words += [f"--{name}", str(getattr(options, name))]
@@ -199,7 +206,7 @@ def measure_rows(options: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as cache_dir:
         for name, measurement in (("first load", "start"), ("second load", "start"), ("stream", "stream")):
             say(f"training one step: {name}")
-            figures = _measure_in_new_process(measurement, options, cache_dir)
+            figures = measure_in_new_process(measurement, options, cache_dir)
             print(
                 f"{name:34} {figures['seconds']:8.1f} s   peak memory {figures['worker_peak_mib']:6.0f} MiB",
                 flush=True,
@@ -227,9 +234,9 @@ def main(arguments: list[str]) -> None:
     if options.dataset not in BENCHMARKS:
         raise ValueError(f"--dataset is {options.dataset!r}, it must be one of {', '.join(BENCHMARKS)}")
     with tempfile.TemporaryDirectory() as cache_dir:
-        first, second = (_measure_in_new_process("load", options, cache_dir) for _ in range(2))
+        first, second = (measure_in_new_process("load", options, cache_dir) for _ in range(2))
         say("making training pairs")
-        pairs = _measure_in_new_process("pairs", options, cache_dir)
+        pairs = measure_in_new_process("pairs", options, cache_dir)
     print(f"{int(first['images']):,} images of {options.dataset} in {options.data_dir}")
     for name, figures in (("first load, every image decoded", first), ("second load, from the cache", second)):
         print(f"{name:34} {figures['seconds']:8.1f} s   peak memory {figures['peak_mib']:6.0f} MiB")

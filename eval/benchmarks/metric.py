@@ -3,13 +3,13 @@
 python -m eccl.eval.benchmarks.metric
 """
 
-import resource
 import statistics
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from ...utils.command_line import CommandParser, at_least, command, say
+from .processes import peak_memory
 
 if TYPE_CHECKING:
     import evaluate
@@ -22,6 +22,17 @@ class Size(NamedTuple):
     queries: int
     gallery: int
     images_per_person: int
+
+
+class Figures(NamedTuple):
+    """The seconds of the matrix product and of the metric in each repeat, and the peak memory above the inputs, bytes.
+
+    The memory is right only in a process that has not used more before.
+    """
+
+    product_seconds: list[float]
+    metric_seconds: list[float]
+    extra_memory: int
 
 
 # The smaller split comes first, because the peak memory of a process never falls.
@@ -42,8 +53,8 @@ def time_product(queries: "np.ndarray", gallery: "np.ndarray") -> float:
     return time.perf_counter() - start
 
 
-def measure(name: str, size: Size, metric: "evaluate.EvaluationModule", repeats: int) -> str:
-    """Measures both at the size of a split with random embeddings, and returns a row of the table."""
+def measure_size(size: Size, metric: "evaluate.EvaluationModule", repeats: int) -> Figures:
+    """Measures both at the size of a split with random embeddings, in turn."""
     import numpy as np
 
     generator = np.random.default_rng(0)
@@ -54,21 +65,34 @@ def measure(name: str, size: Size, metric: "evaluate.EvaluationModule", repeats:
     # Each gallery image is the subject of as many queries as any other, give or take one.
     subjects = generator.permutation(size.gallery * (size.queries // size.gallery + 1))[: size.queries] % size.gallery
     query_ids = gallery_ids[subjects]
-    product_times, metric_times = [], []
-    peak_before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    product_seconds, metric_seconds = [], []
+    peak_before = peak_memory()
     for _ in range(repeats):
         start = time.perf_counter()
         metric.compute(
             predictions=queries, references=query_ids, gallery_embeds=gallery, gallery_person_ids=gallery_ids
         )
-        metric_times.append(time.perf_counter() - start)
-        product_times.append(time_product(queries, gallery))
-    extra_memory = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak_before) / 1024
-    ratios = [whole / product for whole, product in zip(metric_times, product_times, strict=True)]
+        metric_seconds.append(time.perf_counter() - start)
+        product_seconds.append(time_product(queries, gallery))
+    return Figures(product_seconds, metric_seconds, peak_memory() - peak_before)
+
+
+def load_metric() -> "evaluate.EvaluationModule":
+    """Loads the metric of this project."""
+    # Imported here, so that --help and a mistake in the arguments answer at once.
+    import evaluate
+
+    return evaluate.load(str(_METRIC))
+
+
+def measure(name: str, size: Size, metric: "evaluate.EvaluationModule", repeats: int) -> str:
+    """Measures both at the size of a split, and returns a row of the table."""
+    products, metrics, extra_memory = measure_size(size, metric, repeats)
+    ratios = [whole / product for whole, product in zip(metrics, products, strict=True)]
     return (
-        f"| {name} | {size.queries:,} x {size.gallery:,} x {_DIM} | {statistics.median(product_times):.2f} s "
-        f"| {statistics.median(metric_times):.2f} s | {statistics.median(ratios):.2f} ({min(ratios):.2f} to "
-        f"{max(ratios):.2f}) | {extra_memory:.0f} MiB |"
+        f"| {name} | {size.queries:,} x {size.gallery:,} x {_DIM} | {statistics.median(products):.2f} s "
+        f"| {statistics.median(metrics):.2f} s | {statistics.median(ratios):.2f} ({min(ratios):.2f} to "
+        f"{max(ratios):.2f}) | {extra_memory / 2**20:.0f} MiB |"
     )
 
 
@@ -84,10 +108,7 @@ def make_parser() -> CommandParser:
 def main(arguments: list[str]) -> None:
     options = make_parser().parse_args(arguments)
     say("loading the metric")
-    # Imported here, so that --help and a mistake in the arguments answer at once.
-    import evaluate
-
-    metric = evaluate.load(str(_METRIC))
+    metric = load_metric()
     print(
         "| size of | queries x gallery x width | product | metric | ratio (least to most) | memory above the inputs |"
     )

@@ -6,20 +6,19 @@ Each measurement runs in a new process, so that its peak memory is not that of a
 """
 
 import json
-import multiprocessing
 import os
-import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from ...utils.command_line import CommandParser, command, say
 from ...utils.shipped import find_recipe, shipped_backbone
+from .processes import PROMPT_RELEASE, environment, peak_memory, run_in_new_process
 
 _TRAINING_COMMAND = Path(__file__).parents[2] / "train_eccl.py"
 _DIM = 512
@@ -27,9 +26,6 @@ _DIM = 512
 
 def measure_chunks(sizes: Sequence[tuple[int, int | None]]) -> None:
     """Prints peak memory and time of one step of ViT-B/16 at 384 x 128, by batch size and `embed_chunk_size`."""
-    # glibc reads these variables when a process starts. With them, freed memory goes back to the system at once, so
-    # that the peak counts only memory in use.
-    os.environ["MALLOC_MMAP_THRESHOLD_"] = os.environ["MALLOC_TRIM_THRESHOLD_"] = "65536"
     print(f"{'batch':>6} {'chunk':>6} {'peak GiB':>9} {'s a step':>9}")
     for batch_size, chunk_size in sizes:
         peak, seconds = peak_of_a_step(batch_size, chunk_size)
@@ -38,7 +34,8 @@ def measure_chunks(sizes: Sequence[tuple[int, int | None]]) -> None:
 
 def peak_of_a_step(batch_size: int, chunk_size: int | None) -> tuple[int, float]:
     """Measures one step of ViT-B/16 in a new process: its peak memory in bytes, and its seconds."""
-    return _run_in_new_process(_run_chunked_step, batch_size, chunk_size)
+    with environment(PROMPT_RELEASE):
+        return run_in_new_process(_run_chunked_step, batch_size, chunk_size)
 
 
 def _run_chunked_step(batch_size: int, chunk_size: int | None) -> tuple[int, float]:
@@ -58,14 +55,14 @@ def _run_chunked_step(batch_size: int, chunk_size: int | None) -> tuple[int, flo
     start = time.perf_counter()
     output = model(input_ids=tokens, pixel_values=pixels, embed_chunk_size=chunk_size)
     triplet_alignment_loss(output.image_embeds, output.text_embeds, torch.arange(batch_size)).backward()
-    return _peak_memory(), time.perf_counter() - start
+    return peak_memory(), time.perf_counter() - start
 
 
 def measure_rows(numbers_of_rows: Sequence[int], batch_size: int = 128) -> None:
     """Prints size, arithmetic, peak memory and time of one memory in a step, by its number of rows."""
     print(f"{'rows':>9} {'rows GiB':>9} {'GFLOP':>8} {'peak GiB':>9} {'s a step':>9} {'GFLOP/s':>8}")
     for rows in numbers_of_rows:
-        peak, seconds = _run_in_new_process(_run_memory_steps, rows, batch_size)
+        peak, seconds = run_in_new_process(_run_memory_steps, rows, batch_size)
         # Two modalities, a forward and a backward pass, one multiplication and one addition for each entry.
         operations = 2 * 2 * 2 * batch_size * rows * _DIM
         size = 2 * rows * _DIM * 4
@@ -93,7 +90,7 @@ def _run_memory_steps(rows: int, batch_size: int) -> tuple[int, float]:
         (image_to_text + text_to_image).backward()
         memory.update(image_features, text_features, person_ids)
         times.append(time.perf_counter() - start)
-    return _peak_memory(), statistics.median(times)
+    return peak_memory(), statistics.median(times)
 
 
 def measure_scaling(rounds: int = 3, steps: int = 30) -> None:
@@ -135,16 +132,6 @@ def _measure_rate(processes: int, batch_size: int, steps: int, data: Path, outpu
         raise RuntimeError(f"{_TRAINING_COMMAND} failed with exit status {done.returncode}:\n{done.stderr[-3000:]}")
     state = json.loads((output_dir / f"checkpoint-{steps}" / "trainer_state.json").read_text(encoding="utf-8"))
     return [entry["pairs_per_second"] for entry in state["log_history"] if "pairs_per_second" in entry][-1]
-
-
-def _peak_memory() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def _run_in_new_process(step: Callable[..., tuple[int, float]], *arguments: int | None) -> tuple[int, float]:
-    """Calls a function in a new process, so that the peak memory contains nothing else."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(step, arguments)
 
 
 def make_parser() -> CommandParser:

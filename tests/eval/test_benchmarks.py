@@ -48,7 +48,7 @@ def test_a_measurement_prints_json_for_its_parent_process(benchmark, tmp_path, c
     ],
 )
 def test_the_data_benchmark_refuses_mistakes_before_it_measures(words, message, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(data, "_measure_in_new_process", lambda *_: pytest.fail("it measures"))
+    monkeypatch.setattr(data, "measure_in_new_process", lambda *_: pytest.fail("it measures"))
     with pytest.raises(SystemExit) as raised:
         data.main(["--data_dir", str(tmp_path), *words])
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
