@@ -55,7 +55,7 @@ METRIC_SIZES = {
 # numpy's products are those of OpenBLAS, or of another library that reads the second variable.
 _THREAD_VARIABLES = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")
 # 25 batches of 128 pairs.
-TRAIN_IDS, _BATCHES, _WORKERS = 400, 24, 2
+TRAIN_IDS, BATCHES, _WORKERS = 400, 24, 2
 # Packages that a command must not load before it uses them.
 _LATE_PACKAGES = ("datasets", "peft", "matplotlib", "gradio")
 
@@ -89,7 +89,7 @@ def measure_data(settings: "Settings") -> Iterator[Row]:
         source = Path(folder, "data")
         benchmark = SyntheticBenchmark("cuhk_pedes", train_ids=TRAIN_IDS, val_ids=1, test_ids=1, images_per_id=4)
         write_benchmark(benchmark, source, num_workers=_WORKERS)
-        options = argparse.Namespace(dataset="cuhk_pedes", data_dir=str(source), num_workers=_WORKERS, batches=_BATCHES)
+        options = argparse.Namespace(dataset="cuhk_pedes", data_dir=str(source), num_workers=_WORKERS, batches=BATCHES)
         rates = measure_in_new_process("pairs", options, str(Path(folder, "cache")))
     yield Row(
         "data",

@@ -215,15 +215,17 @@ def draw_budgets(rows: Sequence[Row]) -> "Image.Image":
     full = (width - left - right) / max(1.5, *(min(used, 3) for *_, used in bars)) if bars else 1
     title = "share of the budget that is used (the line: 100 %)"
     draw.text((left, top / 2), title, "black", font_size=font, anchor="lm")
+    labels: list[tuple[float, float, str]] = []
     for index, (row, budget, used) in enumerate(bars):
-        y = top + index * line_height
-        draw.text((8 * _SCALE, y + line_height / 2), _label(row, budget), "black", font_size=font, anchor="lm")
-        end = left + full * min(used, 3)
+        y, end = top + index * line_height, left + full * min(used, 3)
         colour = _GOOD if row.meets(budget) else _BAD
         draw.rectangle((left, y + 3 * _SCALE, end, y + line_height - 3 * _SCALE), fill=colour)
-        text = f"{_short(row.figure(budget))} ({used:.0%})"
-        draw.text((end + 6 * _SCALE, y + line_height / 2), text, "black", font_size=font, anchor="lm")
+        labels.append((8 * _SCALE, y + line_height / 2, _label(row, budget)))
+        labels.append((end + 6 * _SCALE, y + line_height / 2, f"{_short(row.figure(budget))} ({used:.0%})"))
     draw.line((left + full, top, left + full, height), fill="black", width=_SCALE)
+    for x, y, text in labels:
+        # With a white edge: the line can be behind it.
+        draw.text((x, y), text, "black", font_size=font, anchor="lm", stroke_width=3 * _SCALE, stroke_fill="white")
     return image.resize((width // _SCALE, height // _SCALE), Image.Resampling.LANCZOS)
 
 

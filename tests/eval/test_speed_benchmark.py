@@ -203,6 +203,9 @@ def test_the_metric_part_has_a_row_for_each_size(settings, monkeypatch):
 @pytest.mark.slow
 def test_the_other_parts_measure(settings, monkeypatch):
     monkeypatch.setattr(speed, "METRIC_SIZES", {"metric": (Size(40, 30, 3),)})
+    # 960 pairs are 8 batches.
+    monkeypatch.setattr(speed, "TRAIN_IDS", 120)
+    monkeypatch.setattr(speed, "BATCHES", 7)
     rows = [row for part in ("metric", "data", "start") for row in speed.make_measurements()[part](settings)]
     assert [row.part for row in rows] == ["metric", "data", "start", "start", "start"]
     assert all(row.value.median > 0 for row in rows[:-1]) and rows[3].ratio.median > 0
