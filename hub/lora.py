@@ -15,20 +15,23 @@ class LoraLinear(Linear):
     multiplies tall and narrow matrices in the slow order. This class adds the narrow products in place, and computes
     the gradients in the fast order. It does so for one active adapter without dropout; for all else peft's code runs.
 
-    The product is computed in the dtype of the frozen weight (or that of autocast), also if the input has another one.
+    The frozen weight may have a lower precision than the input. Training then computes in that of the weight, and
+    evaluation in that of the input, as the merged model does. Under autocast both compute in its dtype.
     """
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         base, device = self.get_base_layer(), x.device.type
         if type(base) is not nn.Linear or args or kwargs:
             return super().forward(x, *args, **kwargs)
-        x = x.to(torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else base.weight.dtype)
         names = [] if self.disable_adapters or self.merged else list(self.active_adapters)
-        if len(names) != 1 or names[0] not in self.lora_A or not isinstance(self.lora_dropout[names[0]], nn.Identity):
-            return super().forward(x)
+        is_usual = len(names) == 1 and names[0] in self.lora_A and isinstance(self.lora_dropout[names[0]], nn.Identity)
         # Offloading brings a weight only when its layer is called.
-        if base.weight.requires_grad or base.weight.device != x.device:
-            return super().forward(x)
+        if not is_usual or base.weight.requires_grad or base.weight.device != x.device:
+            return super().forward(x.to(base.weight.dtype))
+        if torch.is_autocast_enabled(device):
+            x = x.to(torch.get_autocast_dtype(device))
+        elif self.training:
+            x = x.to(base.weight.dtype)
         down, up = self.lora_A[names[0]].weight, self.lora_B[names[0]].weight
         return _LoraProduct.apply(x, base.weight, base.bias, down, up, self.scaling[names[0]])
 

@@ -223,9 +223,9 @@ def draw_budgets(rows: Sequence[Row]) -> "Image.Image":
         labels.append((8 * _SCALE, y + line_height / 2, _label(row, budget)))
         labels.append((end + 6 * _SCALE, y + line_height / 2, f"{_short(row.figure(budget))} ({used:.0%})"))
     draw.line((left + full, top, left + full, height), fill="black", width=_SCALE)
-    for x, y, text in labels:
+    for x, middle, text in labels:
         # With a white edge: the line can be behind it.
-        draw.text((x, y), text, "black", font_size=font, anchor="lm", stroke_width=3 * _SCALE, stroke_fill="white")
+        draw.text((x, middle), text, "black", font_size=font, anchor="lm", stroke_width=3 * _SCALE, stroke_fill="white")
     return image.resize((width // _SCALE, height // _SCALE), Image.Resampling.LANCZOS)
 
 

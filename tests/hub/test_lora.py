@@ -96,7 +96,7 @@ def test_a_base_in_half_precision_is_trained_on_as_it_is_stored(tiny_batch):
         *("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
     }
     assert all("base_layer" in name for name in dtypes[torch.bfloat16])
-    model(**tiny_batch).text_embeds.sum().backward()
+    model.train()(**tiny_batch).text_embeds.sum().backward()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     assert all(parameter.dtype == torch.float32 for parameter in trained)
 
@@ -107,7 +107,10 @@ def test_a_base_in_half_precision_is_trained_on_as_it_is_stored(tiny_batch):
         up, down = layer.lora_B["default"].weight, layer.lora_A["default"].weight
         nn.init.constant_(up, 1e-6)
         expected[name] = layer.get_base_layer().weight.float() + (up @ down).detach()
+    with torch.no_grad():
+        evaluated = model.eval()(**tiny_batch)
     merged = merge_lora(model)
+    torch.testing.assert_close(merged(**tiny_batch).image_embeds, evaluated.image_embeds)
     for name, weight in expected.items():
         assert torch.equal(merged.get_submodule(name).weight, weight)
         assert not torch.equal(weight, weight.bfloat16().float())
