@@ -17,11 +17,15 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from eccl.utils.command_line import HelpFormatter, command, end_at_once, end_launched_process, say, tell
-from eccl.utils.shipped import find_recipe
+from eccl.utils.shipped import TRAINING_HELP, find_recipe
 
-# The imports below take seconds.
+# The imports below take seconds, those of transformers' own options alone twice as long as torch and transformers.
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, end_at_once)
+    if sys.argv[1:] in (["--help"], ["-h"]):
+        for line in TRAINING_HELP.read_text(encoding="utf-8").splitlines():
+            tell(line)
+        sys.exit()
     say("train_eccl: loading torch and transformers")
 
 import datasets
@@ -234,8 +238,13 @@ def make_parser() -> HfArgumentParser:
     general.add_argument("--help", "-h", action="store_true", help="show the options of this project and exit")
     general.add_argument("--help_all", action="store_true", help="show all options, transformers' too, and exit")
     # transformers has a --debug too, with a value (underflow_overflow); alone, it is this project's.
-    debug = next(action for action in parser._actions if action.dest == "debug")
-    debug.help = "after an error, show the traceback instead of one line (with a value: transformers' debug mode)"
+    helps = {
+        "debug": "after an error, show the traceback instead of one line (with a value: transformers' debug mode)",
+        "dataloader_num_workers": "Number of worker processes that make training pairs, for each training process "
+        "(default: its cores minus 2, at most 8).",
+    }
+    for action in parser._actions:
+        action.help = helps.get(action.dest, action.help)
     # argparse would print its usage, too, and exit by itself.
     parser.error = _refuse  # type: ignore[method-assign]
     return parser

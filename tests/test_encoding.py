@@ -57,7 +57,7 @@ def test_image_features_equal_those_of_each_image_alone(model_and_processor, spl
     torch.testing.assert_close(embeds, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 256])
+@pytest.mark.parametrize("batch_size", [1, 2, 256, None])
 def test_caption_features_keep_the_order_of_the_captions(model_and_processor, batch_size):
     """The function sorts captions by length before it encodes them."""
     assert sorted(CAPTIONS, key=len) not in (CAPTIONS, CAPTIONS[::-1])
@@ -65,6 +65,23 @@ def test_caption_features_keep_the_order_of_the_captions(model_and_processor, ba
     expected = torch.stack([encode_caption(model_and_processor, caption) for caption in CAPTIONS])
     assert embeds.dtype == torch.float32 and not embeds.requires_grad
     torch.testing.assert_close(embeds, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_batch_of_captions_is_padded_only_to_its_most_tokens(model_and_processor, monkeypatch):
+    model, processor = model_and_processor
+    # By characters, the first two would share a batch. By tokens, "grey trousers" is as short as "a man".
+    captions = ["photographed", "grey trousers", "a man", "a b c d"]
+    lengths = [len(processor.tokenizer(caption)["input_ids"]) for caption in captions]
+    monkeypatch.setattr(encoding_eccl, "_TOKENISED_AT_A_TIME", 3)
+    shapes, encode = [], model.get_text_features
+
+    def recorded(input_ids, **kwargs):
+        shapes.append(tuple(input_ids.shape))
+        return encode(input_ids, **kwargs)
+
+    monkeypatch.setattr(model, "get_text_features", recorded)
+    embed_captions(model, processor, captions, batch_size=2, progress=False)
+    assert shapes == [(2, sorted(lengths)[1]), (2, max(lengths))] == [(2, 4), (2, 10)]
 
 
 def test_a_list_of_dicts_is_a_data_set(model_and_processor, split):

@@ -13,10 +13,16 @@ from packaging.requirements import Requirement
 from pages import ROOT, SCRIPTS, SETTINGS
 
 import eccl
+from eccl.utils.shipped import TRAINING_HELP
 
 PUBLIC_NAMES = {
     *("ECCLConfig", "ECCLModel", "ECCLProcessor", "ECCLTrainer", "ECCLTrainingArguments"),
     *("Gallery", "load_model", "load_adapter", "convert_checkpoint"),
+}
+
+HEAVY_PACKAGES = {
+    *("torch", "transformers", "datasets", "peft", "accelerate", "huggingface_hub", "numpy", "PIL"),
+    *("matplotlib", "gradio", "pyarrow", "pandas"),
 }
 
 
@@ -35,9 +41,33 @@ def requirements(section: str, name: str) -> list[Requirement]:
 
 def test_importing_the_package_loads_no_large_library():
     loaded = run_python("import sys, eccl; dir(eccl); eccl.__version__; print(*sys.modules)").split()
-    heavy = {"torch", "transformers", "datasets", "peft", "accelerate", "huggingface_hub", "numpy", "PIL"}
-    assert not heavy & set(loaded)
+    assert not HEAVY_PACKAGES & set(loaded)
     assert [name for name in loaded if name.startswith("eccl.")] == []
+
+
+TRAINING_HELP_ALONE = """
+import runpy, sys
+sys.argv = ["train_eccl", sys.argv[1]]
+try:
+    runpy.run_module("eccl.train_eccl", run_name="__main__", alter_sys=True)
+except SystemExit as end:
+    assert not end.code
+print(*sys.modules)
+"""
+
+
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_the_help_of_the_training_loads_no_large_library(flag):
+    printed, _, loaded = run_python(TRAINING_HELP_ALONE, flag).rstrip("\n").rpartition("\n")
+    assert printed.rstrip("\n") == TRAINING_HELP.read_text().rstrip("\n")
+    assert not HEAVY_PACKAGES & set(loaded.split())
+
+
+def test_the_training_loads_no_package_that_it_may_not_need():
+    loaded = run_python("import sys, eccl.train_eccl; print(*sys.modules)").split()
+    assert not {"matplotlib", "gradio", "pymilvus", "cv2", "onnx", "onnxruntime", "tensorboard", "trackio"} & set(
+        loaded
+    )
 
 
 def test_every_public_name_is_imported_on_first_use():

@@ -33,8 +33,9 @@ def augment_image(image: Any, height: int, width: int, rng: random.Random) -> Im
     if rng.random() < _FLIP_PROBABILITY:
         resized = ImageOps.mirror(resized)
     padding = round(height * _PADDING_PER_HEIGHT)
-    left, top = rng.randint(0, 2 * padding), rng.randint(0, 2 * padding)
-    return ImageOps.expand(resized, padding).crop((left, top, left + width, top + height))
+    left, top = (rng.randint(0, 2 * padding) - padding for _ in range(2))
+    # Outside of an image, Pillow crops black: this is the padding.
+    return resized.crop((left, top, left + width, top + height))
 
 
 def random_erase(pixels: torch.Tensor, fill: Sequence[float], rng: random.Random) -> torch.Tensor:

@@ -1,5 +1,6 @@
 """Training pairs: the (image, caption) pairs of a split, and the collator that makes batches of them."""
 
+import functools
 import random
 from typing import Any, NamedTuple
 
@@ -7,7 +8,8 @@ import datasets
 import numpy as np
 import pyarrow.compute as pc
 import torch
-from torch.utils.data import Dataset
+from PIL import Image
+from torch.utils.data import Dataset, default_collate
 
 from ..processing_eccl import ECCLProcessor, read_image
 from .augmentation import augment_image, drop_words, random_erase
@@ -47,7 +49,8 @@ class CaptionPairs(Dataset):
     """
 
     def __init__(self, dataset: datasets.Dataset, processor: ECCLProcessor, augment: bool = True, seed: int = 0):
-        self.dataset, self.processor, self.augment, self.seed = dataset, processor, augment, seed
+        self.dataset, self.augment, self.seed = dataset, augment, seed
+        self.make_pixels = PixelMaker(processor, augment)
         # As Arrow columns: a list of millions of rows would take minutes.
         columns = dataset.select_columns(["person_id", "captions"]).with_format("arrow")[:]
         persons, labels = np.unique(columns["person_id"].to_numpy(), return_inverse=True)
@@ -70,7 +73,7 @@ class CaptionPairs(Dataset):
         caption = record["captions"][int(self.caption_of_pair[drawn.pair])]
         rng = random.Random(f"{self.seed}/{drawn.draw}/{drawn.pair}")
         return {
-            "pixel_values": make_pixels(record["image"], self.processor, self.augment, rng),
+            "pixel_values": self.make_pixels(record["image"], rng),
             "caption": drop_words(caption, rng) if self.augment else caption,
             "image_index": image_index,
             "person_label": int(self.person_labels[image_index]),
@@ -79,22 +82,46 @@ class CaptionPairs(Dataset):
         }
 
 
-def make_pixels(image: Any, processor: ECCLProcessor, augment: bool, rng: random.Random) -> torch.Tensor:
-    """Makes the pixel values of a training image, `(channels, height, width)`.
+class PixelMaker:
+    """Makes the pixel values of training images.
+
+    A pixel has one of 256 values. So the processor normalises each value of each channel once, and training looks the
+    results up: the pixel values are exactly the processor's, and take a fifth of the time.
 
     Args:
-        image: as `read_image` takes it.
         processor: gives the size, the mean and the deviation.
         augment: apply the published augmentation; `False` applies the transforms of evaluation.
-        rng: gives the augmentation.
     """
-    image_processor = processor.image_processor
-    if not augment:
-        return image_processor(read_image(image), return_tensors="pt")["pixel_values"][0]
-    size = image_processor.size
-    image = augment_image(image, size["height"], size["width"], rng)
-    pixels = image_processor(image, do_resize=False, return_tensors="pt")["pixel_values"][0]
-    return random_erase(pixels, image_processor.image_mean, rng)
+
+    def __init__(self, processor: ECCLProcessor, augment: bool):
+        self.processor, self.augment = processor, augment
+
+    @functools.cached_property
+    def table(self) -> np.ndarray:
+        """`(channels, 256)`: what the processor makes of each value."""
+        every_value = Image.fromarray(np.arange(256, dtype=np.uint8)[:, None]).convert("RGB")
+        normalised = self.processor.image_processor(
+            every_value, do_resize=False, do_center_crop=False, return_tensors="np"
+        )
+        return normalised["pixel_values"][0, :, :, 0]
+
+    def __call__(self, image: Any, rng: random.Random) -> torch.Tensor:
+        """Makes the pixel values of an image, `(channels, height, width)`.
+
+        Args:
+            image: as `read_image` takes it.
+            rng: gives the augmentation.
+        """
+        image_processor = self.processor.image_processor
+        if not self.augment:
+            return image_processor(read_image(image), return_tensors="pt")["pixel_values"][0]
+        height, width = image_processor.size["height"], image_processor.size["width"]
+        values = np.asarray(augment_image(image, height, width, rng))
+        pixels = np.empty((len(self.table), height, width), self.table.dtype)
+        for channel, results in enumerate(self.table):
+            # Without a mode, numpy would fill a copy first, in case an index is out of range.
+            np.take(results, values[..., channel], out=pixels[channel], mode="clip")
+        return random_erase(torch.from_numpy(pixels), image_processor.image_mean, rng)
 
 
 class PairCollator:
@@ -116,8 +143,9 @@ class PairCollator:
         batch["is_padding"] = torch.tensor([item["is_padding"] for item in items])
         batch["file_paths"] = [item["file_path"] for item in items]
         for name in (name for name, value in items[0].items() if isinstance(value, torch.Tensor)):
-            batch[name] = torch.stack([item[name] for item in items])
+            # In a worker, this stacks in shared memory, so that the batch is not copied again on its way out.
+            batch[name] = default_collate([item[name] for item in items])
         return batch
 
 
-__all__ = ["CaptionPairs", "PairCollator", "PairDraw", "make_pixels"]
+__all__ = ["CaptionPairs", "PairCollator", "PairDraw", "PixelMaker"]

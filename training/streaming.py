@@ -13,7 +13,7 @@ from torch.utils.data import IterableDataset
 
 from ..processing_eccl import ECCLProcessor
 from .augmentation import drop_words
-from .pairs import make_pixels
+from .pairs import PixelMaker
 
 _logger = logging.getLogger(__name__)
 # Rows. A stream is shuffled within a buffer, and by files.
@@ -47,7 +47,8 @@ class StreamedPairs(IterableDataset):
         seed: int = 0,
         skip_bad_images: bool = False,
     ):
-        self.rows, self.name, self.processor, self.augment, self.seed = rows, name, processor, augment, seed
+        self.rows, self.name, self.augment, self.seed = rows, name, augment, seed
+        self.make_pixels = PixelMaker(processor, augment)
         self.skip_bad_images = skip_bad_images
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
@@ -86,7 +87,7 @@ class StreamedPairs(IterableDataset):
         rng = random.Random(f"{self.seed}/{epoch}/{start}")
         caption = captions[(start + epoch) % len(captions)]
         return {
-            "pixel_values": make_pixels(row["image"], self.processor, self.augment, rng),
+            "pixel_values": self.make_pixels(row["image"], rng),
             "caption": drop_words(caption, rng) if self.augment else caption,
             "image_index": start,
             "person_label": _digest(f"person {row['person_id']}"),

@@ -25,10 +25,11 @@ _INTERRUPTED = 128 + signal.SIGINT
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Adds the default to each help text, unless the option has none."""
+    """Adds the default to each help text, unless the option has none or the text names it."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        if action.required or action.default is None or action.default is False:
+        named = "(default: " in str(action.help)
+        if action.required or action.default is None or action.default is False or named:
             return action.help
         return super()._get_help_string(action)
 

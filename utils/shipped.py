@@ -1,4 +1,4 @@
-"""The files that ship with the package: the tokenizer of CLIP and the recipes; in a checkout, also a small backbone."""
+"""The files that ship with the package: tokenizer, recipes, a help text; in a checkout, also a small backbone."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,6 +9,8 @@ if TYPE_CHECKING:
 _ROOT = Path(__file__).parents[1]
 RECIPES = _ROOT / "recipes"
 BACKBONE = _ROOT / "assets" / "synthetic-backbone"
+# What `train_eccl.py --help` prints: a test compares it with the options, and says how to write it anew.
+TRAINING_HELP = _ROOT / "assets" / "training_help.txt"
 
 
 def clip_tokenizer() -> "CLIPTokenizer":
@@ -45,4 +47,4 @@ def find_recipe(name: str) -> Path:
     raise FileNotFoundError(f"there is no recipe {name!r}: give the path of a YAML file, or one of {known}")
 
 
-__all__ = ["BACKBONE", "RECIPES", "clip_tokenizer", "find_recipe", "shipped_backbone"]
+__all__ = ["BACKBONE", "RECIPES", "TRAINING_HELP", "clip_tokenizer", "find_recipe", "shipped_backbone"]

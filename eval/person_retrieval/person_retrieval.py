@@ -49,6 +49,9 @@ _SCRATCH_BYTES = 4 * 2**20
 # overflow.
 _WORDS = 255
 _WORD_BYTES = 8
+# If at least this many relevant images are compared, and at most this part of the images can rank before the last of
+# them, it is faster to find these images first.
+_RELEVANT_TO_FILTER, _CANDIDATES_TO_FILTER = 8, 1 / 32
 
 
 def _as_array(name, values):
@@ -151,6 +154,31 @@ def _ranks_of_few(rows, relevant_of_rows, padded_size):
     relevant = numpy.zeros(exists.shape, dtype=numpy.int64)
     relevant[exists] = numpy.concatenate(relevant_of_rows)
     scores = numpy.where(exists, numpy.take_along_axis(rows, relevant, axis=1), numpy.inf).astype(rows.dtype)
+    ranks = None
+    if exists.shape[1] >= _RELEVANT_TO_FILTER:
+        # No image below the last relevant one changes a rank: in a good ranking, these are nearly all.
+        candidates = rows >= scores.min(axis=1, keepdims=True)
+        if numpy.count_nonzero(candidates) <= _CANDIDATES_TO_FILTER * rows.size:
+            ranks = _ranks_among(numpy.flatnonzero(candidates), rows, relevant, scores)
+    if ranks is None:
+        ranks = _ranks_among_all(rows, relevant, scores, exists, padded_size)
+    ranks[~exists] = numpy.iinfo(ranks.dtype).max
+    ranks.sort(axis=1)
+    return ranks[exists]
+
+
+def _ranks_among(candidates, rows, relevant, scores):
+    """Ranks the relevant images among candidates: indices into the flat `rows`, ascending, at least one in each row."""
+    row_of, image_of = numpy.divmod(candidates, rows.shape[1])
+    starts = numpy.searchsorted(row_of, numpy.arange(len(rows)))
+    values, compared = rows[row_of, image_of][:, None], scores[row_of]
+    # Of images with the same score, the one with the lower index ranks first.
+    better = (values > compared) | ((values == compared) & (image_of[:, None] < relevant[row_of]))
+    return 1 + numpy.add.reduceat(better, starts, axis=0, dtype=numpy.int64)
+
+
+def _ranks_among_all(rows, relevant, scores, exists, padded_size):
+    """Ranks the relevant images among all images."""
     ranks = numpy.empty(exists.shape, dtype=numpy.int64)
     padded = numpy.zeros((len(rows), min(_SCORES_AT_A_TIME, exists.shape[1]), padded_size), dtype=bool)
     for start in range(0, exists.shape[1], _SCORES_AT_A_TIME):
@@ -164,9 +192,7 @@ def _ranks_of_few(rows, relevant_of_rows, padded_size):
             # Another image has the same score as a relevant image. The images with a lower index rank before it.
             for row, place in numpy.argwhere(exists[:, places]):
                 ranks[row, start + place] += numpy.count_nonzero(compared[row, place, : relevant[row, start + place]])
-    ranks[~exists] = numpy.iinfo(ranks.dtype).max
-    ranks.sort(axis=1)
-    return ranks[exists]
+    return ranks
 
 
 def _find_relevant(query_person_ids, gallery_person_ids):

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from eccl.eval.person_retrieval import person_retrieval
 from eccl.eval.person_retrieval.person_retrieval import retrieval_metrics
 from helpers import PATIENCE, ROOT
 
@@ -60,6 +61,27 @@ def test_ranks_are_right_for_many_relevant_images_and_long_rows(gallery_size):
     ):
         ours = retrieval_metrics([rows[:4], rows[4:]], query_ids, gallery_ids, ks=(1, 7))
         assert ours == pytest.approx(brute_force(rows.tolist(), query_ids, gallery_ids, ks=(1, 7)))
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_ranks_are_right_where_only_the_first_images_are_compared(ties, monkeypatch):
+    """Rows whose relevant images rank first, in groups with rows of fewer relevant images."""
+    generator = np.random.default_rng(0)
+    gallery_ids = np.arange(3000) % 100
+    gallery_ids[gallery_ids < 20] = 0
+    query_ids = np.repeat([0, 50, 99, 51], 3)
+    rows = generator.standard_normal((12, 3000)).astype(np.float32)
+    rows[gallery_ids == query_ids[:, None]] += 4
+    # A good ranking of person 0, who has 600 images, has many candidates too.
+    rows[:3] -= 8 * (gallery_ids != 0)
+    rows = rows.round() if ties else rows
+    filtered = []
+    rank = person_retrieval._ranks_among
+    monkeypatch.setattr(person_retrieval, "_ranks_among", lambda *args: filtered.append(1) or rank(*args))
+    for order in (np.arange(12), generator.permutation(12)):
+        ours = retrieval_metrics([rows[order]], query_ids[order], gallery_ids)
+        assert ours == pytest.approx(brute_force(rows[order].tolist(), query_ids[order], gallery_ids, (1, 5, 10)))
+    assert filtered or ties
 
 
 def test_metrics_are_the_means_of_the_per_query_results(metric):

@@ -26,6 +26,40 @@ def test_update_equals_a_loop_over_items(rows, momentum, seed):
     torch.testing.assert_close(memory.text_rows, torch.stack(expected_text), rtol=1e-4, atol=1e-5)
 
 
+def losses_from_the_equation(memory, image, text, person_ids):
+    """The correspondence losses in float64, written as in the docstring, for autograd."""
+    for features, rows in ((image, memory.text_rows), (text, memory.image_rows)):
+        logits = unit_rows_in_double(features) @ rows.double().T / memory.temperature
+        same = person_ids[:, None] == memory.row_person_ids[None, :]
+        log_mass = logits.masked_fill(~same, -torch.inf).logsumexp(dim=1) - logits.logsumexp(dim=1)
+        yield -((log_mass.exp() + memory.eps).log() if memory.eps else log_mass).mean()
+
+
+def unit_rows_in_double(features):
+    return features.double() / features.double().norm(dim=1, keepdim=True)
+
+
+# At temperature 0.005 the probabilities of far rows, and of some persons, are below the range of float32.
+@pytest.mark.parametrize("temperature", [0.005, 0.03, 1.0])
+@pytest.mark.parametrize("eps", [0.0, 1e-8])
+@pytest.mark.parametrize("rows_per_person", [1, 3])
+def test_losses_and_gradients_are_those_of_the_equation(temperature, eps, rows_per_person):
+    generator = torch.Generator().manual_seed(0)
+    row_person_ids = torch.arange(40).repeat(rows_per_person)
+    start = torch.randn(2, len(row_person_ids), 16, generator=generator)
+    memory = CrossModalMemory(*start, row_person_ids, temperature, 0.1, eps)
+    person_ids = torch.tensor([3, 39, 0, 3, 17])
+    inputs = torch.randn(2, 5, 16, generator=generator).requires_grad_()
+    weights = torch.tensor([0.3, 2.0])
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = torch.stack(memory(*inputs, person_ids))
+    expected = torch.stack(tuple(losses_from_the_equation(memory, *inputs, person_ids)))
+    torch.testing.assert_close(losses.double(), expected, rtol=1e-5, atol=1e-6)
+    (gradient,) = torch.autograd.grad(losses @ weights, inputs)
+    (expected_gradient,) = torch.autograd.grad(expected @ weights.double(), inputs)
+    assert (gradient - expected_gradient).abs().max() < 1e-4 * expected_gradient.abs().max() + 1e-12
+
+
 def test_fill_is_the_normalised_mean_of_unnormalised_features():
     image, text = torch.randn(2, 5, 4)
     memory = CrossModalMemory(torch.zeros(2, 4), torch.zeros(2, 4), torch.arange(2), 0.1, 0.1)

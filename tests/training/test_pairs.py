@@ -8,8 +8,8 @@ import torch
 from accelerate.data_loader import BatchSamplerShard
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
-from torch.utils.data import BatchSampler
+from PIL import Image, ImageOps
+from torch.utils.data import BatchSampler, DataLoader
 from transformers import CLIPTokenizer
 
 import eccl.dataset_scripts  # noqa: F401  (registers the builders)
@@ -17,7 +17,7 @@ from eccl.encoding_eccl import embed_captions, embed_images
 from eccl.processing_eccl import ECCLImageProcessor, ECCLProcessor
 from eccl.training.augmentation import augment_image, drop_words, random_erase
 from eccl.training.fingerprint import digest_split
-from eccl.training.pairs import CaptionPairs, PairCollator, PairDraw
+from eccl.training.pairs import CaptionPairs, PairCollator, PairDraw, PixelMaker
 from eccl.training.samplers import IdentitySampler, PairSampler
 from eccl.utils import shipped
 from helpers import clip_tokenizer
@@ -53,6 +53,42 @@ def test_an_item_depends_on_seed_epoch_and_pair_alone(rows, processor):
     assert any(not torch.equal(second[index], first[index]) for index in range(length))
     other = CaptionPairs(rows, processor, seed=4)
     assert any(not torch.equal(other[index]["pixel_values"], first[index]) for index in range(length))
+
+
+def straightforward_pixels(path, processor, rng):
+    """The published augmentation step by step, and the image processor itself; `rng` gives what was drawn."""
+    height, width = processor.image_processor.size["height"], processor.image_processor.size["width"]
+    image = Image.open(path).convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
+    if rng.random() < 0.5:
+        image = ImageOps.mirror(image)
+    padding = round(height * 10 / 384)
+    left, top = rng.randint(0, 2 * padding), rng.randint(0, 2 * padding)
+    image = ImageOps.expand(image, padding, fill=0).crop((left, top, left + width, top + height))
+    pixels = processor.image_processor(image, do_resize=False, return_tensors="pt")["pixel_values"][0]
+    return random_erase(pixels, processor.image_processor.image_mean, rng)
+
+
+@pytest.mark.parametrize("settings", [{}, {"image_mean": [0.1, 0.5, 0.9], "image_std": [1.0, 0.3, 0.7]}])
+def test_pixels_are_bit_for_bit_those_of_the_image_processor(tmp_path, settings):
+    image_processor = ECCLImageProcessor(**settings)
+    processor = ECCLProcessor(image_processor, clip_tokenizer())
+    make_pixels, values = PixelMaker(processor, augment=True), np.random.default_rng(0)
+    # The first has the size of the pixels. Greys, and all values in each channel.
+    for number, shape in enumerate([(384, 128, 3), (300, 140, 3), (200, 90)]):
+        path = tmp_path / f"{number}.png"
+        Image.fromarray(values.integers(0, 256, shape, dtype=np.uint8)).save(path)
+        for seed in range(4):
+            made = make_pixels(path, random.Random(seed))
+            assert torch.equal(made, straightforward_pixels(path, processor, random.Random(seed)))
+            assert made.dtype == torch.float32 and made.is_contiguous()
+
+
+def test_batches_from_workers_are_those_of_this_process(rows, processor):
+    pairs, collator = CaptionPairs(rows, processor), PairCollator(processor)
+    loaders = [DataLoader(pairs, 3, num_workers=workers, collate_fn=collator) for workers in (0, 2)]
+    for alone, shared in zip(*loaders, strict=True):
+        assert alone.keys() == shared.keys() and shared["pixel_values"].is_shared()
+        assert all(torch.equal(alone[name], shared[name]) for name in alone if name != "file_paths")
 
 
 def test_a_batch_is_padded_to_its_longest_caption(rows, processor):

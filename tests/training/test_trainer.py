@@ -22,6 +22,7 @@ from eccl.training.arguments import ECCLTrainingArguments
 from eccl.training.objective import LOSS_TERMS, ECCLObjective, EncodedTrainingSet, PairBatch
 from eccl.training.pairs import CaptionPairs
 from eccl.training.trainer import OBJECTIVE_FILE, ECCLTrainer
+from eccl.utils.shipped import TRAINING_HELP
 from helpers import ROOT, TINY_SHAPE, make_trainer, run, train_eccl
 
 
@@ -263,6 +264,8 @@ def test_help_shows_the_options_of_this_project_and_help_all_those_of_transforme
     assert not {"--adam_beta1", "--fsdp", "--deepspeed"} & options["--help"]
     assert theirs <= options["--help_all"] and options["--help"] < options["--help_all"]
     assert "{lora,full}" in shown["--help"] and "(default: None)" not in shown["--help_all"]
+    # After a change of the options: TRAINING_HELP.write_text(train_eccl.format_help(train_eccl.make_parser(), False))
+    assert f"{TRAINING_HELP.read_text()}\n" == shown["--help"]
 
 
 @pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
