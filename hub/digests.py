@@ -5,6 +5,7 @@ import json
 
 import torch
 
+from ..configuration_eccl import ECCLConfig
 from ..modeling_eccl import ECCLModel
 from ..processing_eccl import ECCLProcessor
 
@@ -23,10 +24,15 @@ def digest_model(model: ECCLModel) -> str:
 
 def digest_encoder(model: ECCLModel, processor: ECCLProcessor) -> str:
     """Computes a SHA-256 digest of everything that decides features: weights, prompts and settings of both."""
+    return digest_settings(digest_model(model), model.config, processor)
+
+
+def digest_settings(weights: str, config: ECCLConfig, processor: ECCLProcessor) -> str:
+    """Computes the digest of [`digest_encoder`] from the digest of the weights, see [`digest_model`]."""
     images = processor.image_processor
     settings = {
-        "weights": digest_model(model),
-        "encoders": [[getattr(part, name) for name in _SETTINGS] for part in model.config.encoder_configs],
+        "weights": weights,
+        "encoders": [[getattr(part, name) for name in _SETTINGS] for part in config.encoder_configs],
         "images": [dict(images.size), images.image_mean, images.image_std, images.rescale_factor, int(images.resample)],
         "tokens": sorted(processor.tokenizer.get_vocab().items()),
         "longest": processor.max_text_length,
@@ -34,4 +40,4 @@ def digest_encoder(model: ECCLModel, processor: ECCLProcessor) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
-__all__ = ["digest_encoder", "digest_model"]
+__all__ = ["digest_encoder", "digest_model", "digest_settings"]

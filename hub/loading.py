@@ -1,6 +1,7 @@
 """Loading a checkpoint of any kind: a merged model, an adapter, or a plain CLIP."""
 
 from os import PathLike
+from pathlib import Path
 
 import torch
 
@@ -8,6 +9,7 @@ from ..configuration_eccl import checkpoint_kind
 from ..modeling_eccl import ECCLModel, load_sound_model, naming_checkpoint_errors
 from ..processing_eccl import ECCLProcessor, load_tokenizer
 from .adapter import find_base, load_adapter, merge_lora
+from .onnx_encoder import ONNX_INDEX
 
 
 def load_model(name: str | PathLike[str], base: str | None = None) -> tuple[ECCLModel, ECCLProcessor]:
@@ -26,7 +28,7 @@ def load_model(name: str | PathLike[str], base: str | None = None) -> tuple[ECCL
     Raises:
         ValueError: the checkpoint is of another kind; it is an adapter without a base, or with another base than the
             one that it was trained on; its files are damaged, ask for more than they have, or for code from elsewhere;
-            its weights are incomplete or not finite; or its processor does not fit the model.
+            its weights are incomplete or not finite; or its processor does not fit the model. Or it is an ONNX export.
         OSError: there is no such folder or Hub repository.
     """
     name = str(name)
@@ -39,6 +41,8 @@ def load_model(name: str | PathLike[str], base: str | None = None) -> tuple[ECCL
 
 
 def _load(name: str, base: str | None) -> tuple[ECCLModel, ECCLProcessor]:
+    if Path(name, ONNX_INDEX).is_file():
+        raise ValueError(f"{name} is an ONNX export: load the model itself, or run the export with --runtime onnx")
     kind = checkpoint_kind(name)
     if kind == "adapter":
         model = merge_lora(load_adapter(name, base))

@@ -20,6 +20,11 @@ from .run_folder import is_finished
 _PACKAGE = Path(__file__).resolve().parents[1]
 # The files that are uploaded, for each kind of folder; everything else is left out.
 _CARD = ("README.md", "LICENSE")
+# The subfolder that eccl-export-onnx writes.
+_ONNX_FILES = (
+    *("onnx.json", "*.onnx", "config.json", "configuration_eccl.py", "processing_eccl.py"),
+    *("processor_config.json", "tokenizer.json", "tokenizer_config.json"),
+)
 _ADAPTER_FILES = (*_CARD, "adapter_config.json", "adapter_model.safetensors", "config.json")
 _MODEL_FILES = (
     *(*_CARD, "config.json", "model.safetensors", "model.safetensors.index.json"),
@@ -28,7 +33,11 @@ _MODEL_FILES = (
     *("special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt"),
 )
 _FILES = {
-    "model": (*_MODEL_FILES, *(f"adapter/{name}" for name in _ADAPTER_FILES)),
+    "model": (
+        *_MODEL_FILES,
+        *(f"adapter/{name}" for name in _ADAPTER_FILES),
+        *(f"onnx/{name}" for name in _ONNX_FILES),
+    ),
     "adapter": _ADAPTER_FILES,
     "data set": (*_CARD, "contact_sheet.jpg", "data/*-?????-of-?????.parquet"),
     # `NAME.py` is added, where NAME is that of the folder.

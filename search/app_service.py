@@ -15,6 +15,7 @@ from fastapi import FastAPI, Request
 from PIL import Image
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
+from ..modeling_eccl import ECCLModel
 from ..processing_eccl import read_image
 from ..utils.command_line import say
 from ..utils.text import printable
@@ -173,12 +174,14 @@ class SearchService:
         Raises:
             KeyError: the gallery has no such picture.
             RefusedError: its file is gone, or has changed.
-            ValueError: the sentence is empty or too long.
+            ValueError: the sentence is empty or too long; or the gallery was opened with an ONNX export.
         """
         crop = self._read_crop(id)
         self._audit.write(client, "explain", query={"sentence": sentence})
         explanation = self._explanations.get((id, sentence))
         if explanation is None:
+            if not isinstance(self.gallery.model, ECCLModel):
+                raise ValueError("a heat map needs the model itself: open the gallery without an ONNX export")
             explanation = explain(self.gallery.model, self.gallery.processor, crop, sentence)
             self._explanations[id, sentence] = explanation
             while len(self._explanations) > _MOST_EXPLANATIONS:

@@ -6,7 +6,6 @@ import torch
 from torch import nn
 
 from ..encoding_eccl import embed_split
-from ..modeling_eccl import ECCLModel
 from ..processing_eccl import ECCLProcessor
 from .gallery import Calibration
 
@@ -15,12 +14,12 @@ _BLOCK = 512
 
 
 def find_threshold(
-    model: ECCLModel, processor: ECCLProcessor, dataset: Any, precision: float, top_k: int
+    model: nn.Module, processor: ECCLProcessor, dataset: Any, precision: float, top_k: int
 ) -> Calibration:
     """Finds the lowest score from which on the best matches of the captions have a wanted precision.
 
     Args:
-        model, processor: they encode the data set.
+        model, processor: they encode the data set, as in [`embed_split`].
         dataset: a split with `image`, `captions` and `person_id`.
         precision: the wanted precision, above 0 and at most 1.
         top_k: number of best matches of each caption that are counted.

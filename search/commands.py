@@ -39,6 +39,7 @@ from ..utils.files import (
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from ..hub.onnx_encoder import Precision
     from .gallery import Gallery, Match, Where
 
 # More lines than these are only counted.
@@ -46,6 +47,7 @@ _MOST_LINES = 20
 # Of fewer queries, a share says little.
 _FEW_QUERIES = 100
 _AGE = re.compile(r"(\d+(?:\.\d+)?)(min|h|d|w)")
+_PRECISIONS: "dict[str, Precision]" = {"onnx": "float32", "onnx-int8": "int8"}
 _UNITS = {"min": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
@@ -67,13 +69,26 @@ def add_gallery_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def open_gallery(options: argparse.Namespace, create: bool = False, with_model: bool = True) -> "Gallery":
+def _add_runtime_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--runtime",
+        choices=("torch", *_PRECISIONS),
+        default="torch",
+        help="library that encodes pictures and sentences: torch, or onnxruntime in float32 (onnx) or 8 bits "
+        "(onnx-int8), for a model that eccl-export-onnx has exported to its subfolder onnx",
+    )
+
+
+def open_gallery(
+    options: argparse.Namespace, create: bool = False, with_model: bool = True, runtime: str = "torch"
+) -> "Gallery":
     """Opens the gallery that the options name.
 
     Args:
         options: with those of [`add_gallery_options`].
         create: makes the gallery if it is missing.
         with_model: loads the model, which encodes pictures and sentences.
+        runtime: `torch`, `onnx` or `onnx-int8`: what runs the model.
 
     Raises:
         ValueError: `--model` is missing for a new gallery, or see [`Gallery.open`].
@@ -107,9 +122,10 @@ def open_gallery(options: argparse.Namespace, create: bool = False, with_model: 
     name = Processes().share(find_model)
     say(f"loading {name}")
     from ..hub.loading import load_model
+    from ..hub.onnx_encoder import load_onnx
     from .gallery import Gallery
 
-    model, processor = load_model(name)
+    model, processor = load_model(name) if runtime == "torch" else load_onnx(name, _PRECISIONS[runtime])
     # The next command finds the model by this name.
     model.config._name_or_path = os.path.abspath(name) if os.path.isdir(name) else name
     return Gallery.open(
@@ -148,6 +164,7 @@ def _add_search_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("sentence", nargs="?", help="sentence that describes a person; may be left out with --image")
     parser.add_argument("--query", help="the same sentence, as an option")
     add_gallery_options(parser)
+    _add_runtime_option(parser)
     parser.add_argument("--images", help="folder to search once with all its subfolders, without a gallery")
     parser.add_argument("--top_k", type=int, default=10, help="largest number of matches, at most 16,384")
     _add_filter_options(parser)
@@ -209,7 +226,7 @@ def _search(options: argparse.Namespace) -> None:
         return
     _require_output(options.output, {"--model": options.model, "--image": options.image})
     _refuse_unused(options, "--images", on_bad_image="error", batch_size=64)
-    with open_gallery(options) as gallery:
+    with open_gallery(options, runtime=options.runtime) as gallery:
         where = _read_filter(options, gallery)
         matches = gallery.refine(
             options.query,
@@ -240,7 +257,7 @@ def _search_folder(options: argparse.Namespace) -> None:
         options, "a gallery, not to --images",
         **{"gallery": "gallery.db", "name": "gallery", "crops": None, "token_env": None, "camera": (), "start": None},
         **{"stop": None, "where": (), "negative": None, "image": None, "group_by": None, "min_score": None},
-        **{"order": "score", "offset": 0, "like": (), "unlike": (), "json": False},
+        **{"order": "score", "offset": 0, "like": (), "unlike": (), "json": False, "runtime": "torch"},
     )  # fmt: skip
     if options.model is None:
         raise ValueError("--model is missing: --images has no gallery that names a model")
@@ -306,6 +323,7 @@ def _add_index_options(parser: argparse.ArgumentParser) -> None:
         help="folders, globs, picture files, or lists (.txt, .csv, .tsv, .json, .jsonl, .parquet) of pictures",
     )
     add_gallery_options(parser)
+    _add_runtime_option(parser)
     parser.add_argument(
         "--pattern",
         help="columns in the path of a picture, for example 'cam{camera}/{time:%%Y%%m%%d_%%H%%M%%S}_*.jpg'",
@@ -358,7 +376,7 @@ def _index(options: argparse.Namespace) -> None:
     added, known = 0, 0
     skipped: list[str] = []
     changes: list[str] = []
-    with open_gallery(options, create=True) as gallery:
+    with open_gallery(options, create=True, runtime=options.runtime) as gallery:
         for pictures in sets:
             report = gallery.add(
                 pictures,
@@ -465,7 +483,7 @@ def _expire(options: argparse.Namespace) -> None:
 
 
 def _verify(options: argparse.Namespace) -> None:
-    with open_gallery(options) as gallery:
+    with open_gallery(options, runtime=options.runtime) as gallery:
         report = gallery.verify(options.samples)
     faults = {
         "the file is gone": report.missing,
@@ -508,13 +526,14 @@ def _add_calibrate_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", default="val", help="split to measure on")
     add_data_options(parser)
     add_gallery_options(parser)
+    _add_runtime_option(parser)
     parser.add_argument("--precision", type=float, default=0.9, help="wanted share of right matches, 0 to 1")
     parser.add_argument("--top_k", type=at_least(1), default=10, help="number of best matches that count")
 
 
 def _calibrate(options: argparse.Namespace) -> None:
     (split,) = _load_splits(options)
-    with open_gallery(options) as gallery:
+    with open_gallery(options, runtime=options.runtime) as gallery:
         found = gallery.calibrate(split, options.precision, options.top_k)
         size = len(gallery)
     tell(
@@ -537,6 +556,7 @@ def _add_expire_options(parser: argparse.ArgumentParser) -> None:
 
 def _add_verify_options(parser: argparse.ArgumentParser) -> None:
     add_gallery_options(parser)
+    _add_runtime_option(parser)
     parser.add_argument("--samples", type=at_least(0), default=32, help="number of pictures that are encoded again")
 
 

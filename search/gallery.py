@@ -28,7 +28,8 @@ from PIL import Image
 from torch import nn
 
 from ..encoding_eccl import embed_captions
-from ..hub.digests import digest_encoder
+from ..hub.digests import digest_encoder, digest_settings
+from ..hub.onnx_encoder import OnnxEncoder
 from ..modeling_eccl import ECCLModel
 from ..processing_eccl import ECCLProcessor, clean_caption, read_image
 from .columns import LONGEST_QUERY, UNKNOWN, Picture, Where, read_columns, read_time, show_time
@@ -160,7 +161,11 @@ class Gallery:
     """
 
     def __init__(
-        self, model: ECCLModel | None, processor: ECCLProcessor | None, store: VectorStore | None, crops: Path | None
+        self,
+        model: ECCLModel | OnnxEncoder | None,
+        processor: ECCLProcessor | None,
+        store: VectorStore | None,
+        crops: Path | None,
     ):
         self._model, self._processor, self.crops = model and model.eval(), processor, crops
         self._store = store
@@ -171,11 +176,13 @@ class Gallery:
         self._cameras: list[str] = json.loads(properties.get("cameras", "[]"))
         calibration = json.loads(properties.get("calibration", "null"))
         self.threshold: float | None = calibration and calibration["threshold"]
+        # That of the pictures. Galleries of earlier versions do not name it.
+        self._precision = properties.get("precision", "float32")
 
     @classmethod
     def open(
         cls,
-        model: ECCLModel | None,
+        model: ECCLModel | OnnxEncoder | None,
         processor: ECCLProcessor | None,
         uri: str | os.PathLike[str] = "gallery.db",
         name: str = "gallery",
@@ -187,8 +194,10 @@ class Gallery:
         """Opens a gallery, and makes it if it is missing.
 
         Args:
-            model, processor: an `ECCLModel` and its processor, from `load_model`; both `None` to open a gallery that is
-                not searched and gets no pictures, for example to remove some.
+            model, processor: an `ECCLModel` and its processor, from `load_model`, or an ONNX export of them, from
+                `load_onnx`; both `None` to open a gallery that is not searched and gets no pictures, for example to
+                remove some. The export in float32 makes the vectors of the model, so both can open the same gallery.
+                With int8, an export can search it, too, but only add to a gallery that was made with int8.
             uri: a path that ends in `.db` for a store in this process, or the address of a Milvus server.
             name: name of the collection, if a store has several galleries.
             token: `user:password`, or a key of the server.
@@ -203,7 +212,7 @@ class Gallery:
         address = os.fspath(uri)
         processes = Processes()
         model_name = str((model and model.config._name_or_path) or "a model without a name")
-        identity = digest_encoder(model, processor) if model and processor else None
+        identity = _identify(model, processor) if model is not None and processor is not None else None
         opened: list[VectorStore] = []
 
         def open_store() -> None:
@@ -213,6 +222,7 @@ class Gallery:
                 if not create or model is None or identity is None:
                     raise
                 made = {"format": _FORMAT, "model": model_name, "weights": identity, "columns": "{}", "cameras": "[]"}
+                made["precision"] = _precision_of(model)
                 dimension = model.config.projection_dim
                 store = VectorStore.open(address, name, dimension=dimension, token=token, properties=made)
             try:
@@ -228,7 +238,9 @@ class Gallery:
             crops = Path(os.path.expanduser(address)).with_suffix(".crops")
         folder = None if crops is None else Path(crops).expanduser().absolute() / name
         gallery = cls(model, processor, store, folder)
-        gallery.columns, gallery._cameras = processes.share(lambda: (gallery.columns, gallery._cameras))
+        gallery.columns, gallery._cameras, gallery._precision = processes.share(
+            lambda: (gallery.columns, gallery._cameras, gallery._precision)
+        )
         return gallery
 
     def __enter__(self) -> Self:
@@ -245,8 +257,8 @@ class Gallery:
             self._store.close()
 
     @property
-    def model(self) -> ECCLModel:
-        """The model that encodes pictures and sentences.
+    def model(self) -> ECCLModel | OnnxEncoder:
+        """The model that encodes pictures and sentences, or its ONNX export.
 
         Raises:
             ValueError: the gallery was opened without one.
@@ -307,8 +319,10 @@ class Gallery:
             progress: shows a progress bar with the rate and the time left.
 
         Raises:
-            ValueError: a picture cannot be read, or a column has a wrong name or type. The message names the picture.
+            ValueError: a picture cannot be read, or a column has a wrong name or type, and the message names the
+                picture; or the pictures of the gallery have another precision.
         """
+        self._require_precision()
         return add_pictures(self, images, columns, batch_size, on_bad_image, progress)
 
     @torch.no_grad()
@@ -325,6 +339,15 @@ class Gallery:
             pixels.to(self.model.device, self.model.dtype), pooled_only=True, return_dict=True
         ).pooler_output
         return nn.functional.normalize(features.float(), dim=-1).cpu().numpy()
+
+    def _require_precision(self) -> None:
+        """Refuses an encoder whose vectors are not comparable with those of the pictures to the last digits."""
+        precision = _precision_of(self.model)
+        if precision != self._precision:
+            raise ValueError(
+                f"the pictures of the gallery were encoded in {self._precision}, the encoder computes in {precision}: "
+                "it can search the gallery, but not add to it, verify it or calibrate it"
+            )
 
     def crop_file(self, id: str) -> Path:
         """The place of the picture in the folder of crops; only pictures without a file of their own are there."""
@@ -737,6 +760,7 @@ class Gallery:
         Args:
             samples: number of pictures, of those that are there, that are encoded again.
         """
+        self._require_precision()
         missing: list[str] = []
         changed: list[str] = []
         wrong: list[str] = []
@@ -775,6 +799,7 @@ class Gallery:
         """
         from .calibration import find_threshold
 
+        self._require_precision()
         calibration = find_threshold(self.model, self.processor, dataset, precision, top_k)
         self.store.set_properties({"calibration": json.dumps(asdict(calibration))})
         self.threshold = calibration.threshold
@@ -805,6 +830,16 @@ class Gallery:
             export_matches(self, Path(file), matches)
         else:
             raise ValueError("give either matches or where, not both")
+
+
+def _identify(model: ECCLModel | OnnxEncoder, processor: ECCLProcessor) -> str:
+    if isinstance(model, OnnxEncoder):
+        return digest_settings(model.weights, model.config, processor)
+    return digest_encoder(model, processor)
+
+
+def _precision_of(model: ECCLModel | OnnxEncoder) -> str:
+    return model.precision if isinstance(model, OnnxEncoder) else "float32"
 
 
 def choose_cut_off(min_score: float | None, threshold: float | None, is_plain: bool) -> float | None:

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from eccl.modeling_eccl import ECCLModel
-from helpers import make_backbone, make_benchmark, tiny_config
+from helpers import make_backbone, make_benchmark, make_exported, tiny_config
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -75,6 +75,14 @@ def benchmark(tmp_path_factory):
 def backbone(benchmark, tmp_path_factory):
     folder = tmp_path_factory.mktemp("backbone") / "model"
     make_backbone(benchmark, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def exported(backbone, tmp_path_factory):
+    """A folder with a small model, its processor, and their ONNX export in the subfolder `onnx`, int8 too."""
+    folder = tmp_path_factory.mktemp("exported") / "model"
+    make_exported(backbone, folder)
     return folder
 
 

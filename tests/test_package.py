@@ -197,7 +197,7 @@ def test_the_constraints_pin_every_requirement_within_its_bounds():
 def test_the_lowest_versions_are_those_of_setup_cfg():
     bounds = lower_bounds()
     declared = requirements("options", "install_requires")
-    for extra in ("test", "describe", "search", "app", "video"):
+    for extra in ("test", "describe", "search", "app", "video", "onnx", "sentence-transformers"):
         declared += requirements("options.extras_require", extra)
     assert bounds == {
         requirement.name: part.version

@@ -17,6 +17,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 from eccl.configuration_eccl import ECCLConfig
 from eccl.dataset_scripts.synthetic import SyntheticBenchmark, write_benchmark
 from eccl.hub.adapter import attach_lora
+from eccl.hub.export import export_onnx
 from eccl.modeling_eccl import ECCLModel
 from eccl.processing_eccl import ECCLProcessor
 from eccl.training.arguments import ECCLTrainingArguments
@@ -122,6 +123,16 @@ def make_backbone(benchmark: Path, folder: Path) -> None:
         "--vocab_size 300 --max_steps 2 --per_device_train_batch_size 8 --losses contrastive=1 attribute=1",
         data_dir=benchmark, output_dir=folder,
     )  # fmt: skip
+
+
+def make_exported(backbone: Path, folder: Path) -> None:
+    """Writes a model with prompts and its processor to a folder, and their ONNX export, int8 too, to its subfolder."""
+    torch.manual_seed(0)
+    model = ECCLModel.from_clip(str(backbone), (32, 16), num_prompt_tokens=3, prompt_depth=2)
+    processor = ECCLProcessor.for_model(model.config, CLIPTokenizer.from_pretrained(backbone))
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    export_onnx(model, processor, folder / "onnx", int8=True)
 
 
 def launch_command(processes: int, script: str, *words) -> list[str]:
