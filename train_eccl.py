@@ -186,10 +186,7 @@ class ModelArguments:
         metadata={"help": "Height and width of the images (default: those of an ECCL backbone, else 384 128)."},
     )
     attn_implementation: Literal["sdpa", "eager"] = field(
-        default="sdpa",
-        metadata={
-            "help": "Implementation of attention; on a CPU, eager is faster in bfloat16 and for short sequences."
-        },
+        default="sdpa", metadata={"help": "Implementation of attention; on a CPU, eager is faster for short sequences."}
     )
     num_prompt_tokens: int = field(
         default=4, metadata={"help": "Number of prompt tokens per layer; --tune full uses none."}

@@ -94,7 +94,8 @@ def measure_steps(settings: Settings) -> Iterator[Row]:
             ratios(own, others),
             # The gradient of the frozen weights is not needed: the backward pass costs as much as the forward pass.
             shares(2 * settings.batch_size * pair_flops(config), own, gemms[dtype], seconds[f"gemm {dtype}"]),
-            budgets[dtype],
+            # The budgets are for the default attention.
+            budgets[dtype] if attention == "sdpa" else (),
         )
     yield _compare("step", "update of Adam", seconds["adam ours"], CLIP_WITH_LORA, seconds["adam clip"])
 
