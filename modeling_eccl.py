@@ -485,7 +485,7 @@ class ECCLModel(CLIPPreTrainedModel):
     # `None`.
     _auto_class = "AutoModel"  # type: ignore[assignment]
     base_model_prefix = "eccl"
-    _no_split_modules = ["CLIPTextEmbeddings", "CLIPEncoderLayer", "ECCLVisionEmbeddings"]
+    _no_split_modules = ["CLIPTextEmbeddings", "CLIPEncoderLayer", "ECCLLastLayer", "ECCLVisionEmbeddings"]
     # Of the checkpoint that the model was loaded from.
     _loading_problems: tuple[str, ...] = ()
 

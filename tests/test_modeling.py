@@ -302,6 +302,11 @@ def test_the_pooled_token_alone_has_no_hidden_states(tiny_model, tiny_batch):
             tiny_model(**tiny_batch, pooled_only=True, **{requested: True})
 
 
+def test_no_layer_is_split_between_devices(tiny_model):
+    layers = [*tiny_model.text_model.encoder.layers, *tiny_model.vision_model.encoder.layers]
+    assert {type(layer).__name__ for layer in layers} <= set(tiny_model._no_split_modules)
+
+
 def test_the_parts_of_the_encoders_compute_what_those_of_clip_compute(tiny_model):
     layer = tiny_model.vision_model.encoder.layers[0]
     inputs = torch.randn(5, 48) * 4

@@ -143,6 +143,10 @@ class ECCLTrainer(Trainer):
             raise ValueError(
                 "fsdp_cpu_ram_efficient_loading must be false: every process needs the weights before they are sharded"
             )
+        if len({parameter.dtype for parameter in model.parameters()}) > 1:
+            raise ValueError(
+                "FSDP shards only models whose parameters have one dtype: leave out base_dtype, or train without FSDP"
+            )
         trained = [name for name, term in self.objective.terms().items() if any(True for _ in term.parameters())]
         if trained:
             raise ValueError(f"losses with parameters do not work with FSDP: leave out {', '.join(trained)}")
