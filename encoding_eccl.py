@@ -124,8 +124,8 @@ def embed_captions(
     order = sorted(range(len(tokens)), key=lambda index: len(tokens[index]))
     batch_features = []
     with _evaluation_mode(model) as encoder:
-        # The C library keeps memory of up to 32 MiB for the next layer. Larger activations come from the system anew in
-        # each layer, which takes up to a fifth of the time.
+        # The C library keeps memory of up to 32 MiB for the next layer. It gets larger activations anew from the system
+        # in each layer, which takes up to a fifth of the time.
         batch_size = batch_size or (32 if encoder.device.type == "cpu" else 256)
         batches = _split_into_batches(order, batch_size)
         local_batches = _batches_of_this_process(batches, across_processes)

@@ -174,6 +174,12 @@ class ECCLQuickGELU(nn.Module):
         return nn.functional.silu(inputs * 1.702) / 1.702
 
 
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """Returns the dtype of autocast on a device; `None` if it is off, or does not know the device."""
+    is_on = torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+    return torch.get_autocast_dtype(device.type) if is_on else None
+
+
 class ECCLLayerNorm(nn.LayerNorm):
     """A layer norm whose output has the dtype of autocast, if this is on.
 
@@ -190,8 +196,7 @@ class ECCLLayerNorm(nn.LayerNorm):
         self.weight, self.bias = norm.weight, norm.bias
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        output, device = super().forward(input), input.device.type
-        return output.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else output
+        return super().forward(input).to(autocast_dtype(input.device) or input.dtype)
 
 
 class ECCLLastLayer(CLIPEncoderLayer):
@@ -210,7 +215,7 @@ class ECCLLastLayer(CLIPEncoderLayer):
         for name, part in layer.named_children():
             self.add_module(name, part)
 
-    # transformers annotates a mask, but passes none, too.
+    # transformers also passes None, although it annotates a tensor.
     def forward(
         self,
         hidden_states: torch.Tensor,
@@ -224,8 +229,8 @@ class ECCLLastLayer(CLIPEncoderLayer):
             hidden_states: `(batch, length, width)`.
             attention_mask: as for CLIP's layer. It has no effect with `pooled_positions`.
             pooled_positions: `(batch,)`: the only token of each sequence to compute; by default all are.
-            **kwargs: `is_causal`: whether a token attends to none behind it; and arguments of the attention, which have
-                no effect with `pooled_positions`.
+            **kwargs: `is_causal`: whether a token sees only itself and earlier tokens; and arguments of the attention,
+                which have no effect with `pooled_positions`.
 
         Returns:
             `(batch, length, width)`, or `(batch, width)` with `pooled_positions`.
@@ -242,7 +247,7 @@ class ECCLLastLayer(CLIPEncoderLayer):
         if kwargs.get("is_causal"):
             tokens_to_see = torch.arange(hidden_states.shape[1], device=hidden_states.device)
             mask = (tokens_to_see <= pooled_positions[:, None])[:, None, None]
-        # For one query for each sequence, all attention implementations are alike.
+        # With one query per sequence, this is fast whatever the attention implementation is.
         attended = nn.functional.scaled_dot_product_attention(
             split_heads(attention.q_proj(tokens[rows, pooled_positions][:, None])),
             split_heads(attention.k_proj(tokens)),
@@ -644,7 +649,7 @@ class ECCLModel(CLIPPreTrainedModel):
                 reaches the feature. It is accepted so that the output of a processor can be passed as it is.
             position_ids: `(batch, length)`, the positions of the tokens, without the prompts; 0, 1, 2, ... by default.
             pooled_only: leaves out `last_hidden_state`. The last layer then computes one token of each caption, which
-                saves a twelfth of the time of an encoder with twelve layers. The feature stays the same.
+                saves 7 % of the operations of an encoder with twelve layers. The feature stays the same.
             output_hidden_states: `True` also returns the input of the first layer and the output of each layer; a list
                 returns those of them that it numbers, and `None` for the others.
             output_attentions: `True` also returns the attention weights of each layer. This needs
@@ -662,7 +667,7 @@ class ECCLModel(CLIPPreTrainedModel):
                 that is padded at its start; or attentions are requested with another attention implementation than
                 "eager", or attentions or hidden states with `pooled_only`.
         """
-        requested = {**kwargs, **self._requested_outputs(kwargs), "return_dict": True}
+        requested = {**kwargs, **self._requested_outputs(kwargs, pooled_only), "return_dict": True}
         output = self.text_model(input_ids, self._prompts("text"), position_ids, pooled_only, **requested)
         output.pooler_output = self.text_projection(output.pooler_output)
         return output
@@ -686,7 +691,7 @@ class ECCLModel(CLIPPreTrainedModel):
             ValueError: the images have another size than `config.vision_config.image_size`; or attentions are requested
                 with another attention implementation than "eager", or attentions or hidden states with `pooled_only`.
         """
-        requested = {**kwargs, **self._requested_outputs(kwargs), "return_dict": True}
+        requested = {**kwargs, **self._requested_outputs(kwargs, pooled_only), "return_dict": True}
         output = self.vision_model(pixel_values, self._prompts("vision"), pooled_only, **requested)
         output.pooler_output = self.visual_projection(output.pooler_output)
         return output
@@ -781,13 +786,14 @@ class ECCLModel(CLIPPreTrainedModel):
             vision_model_output=image_output,
         )
 
-    def _requested_outputs(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    def _requested_outputs(self, kwargs: Mapping[str, Any], pooled_only: bool = False) -> dict[str, Any]:
         """The arguments that request hidden states or attentions; the configuration of the whole model gives defaults.
 
-        Without a default there, the configuration of each encoder decides.
+        Without a default there, the configuration of each encoder decides. With `pooled_only`, only a call requests
+        them.
         """
         names = ("output_hidden_states", "output_attentions")
-        defaults = {name: True for name in names if getattr(self.config, name)}
+        defaults = {name: not pooled_only for name in names if pooled_only or getattr(self.config, name)}
         return defaults | {name: kwargs[name] for name in names if name in kwargs}
 
 
@@ -1024,6 +1030,7 @@ __all__ = [
     "ECCLModel",
     "ECCLOutput",
     "ECCLPromptLearner",
+    "autocast_dtype",
     "load_sound_model",
     "naming_checkpoint_errors",
     "require_finite",

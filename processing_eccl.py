@@ -331,7 +331,7 @@ class ECCLProcessor(ProcessorMixin):
         if tokenizer is not None:
             _require_vocabulary(tokenizer, tokenizer.name_or_path or "the processor")
             _keep_end_token_at_the_end(tokenizer)
-            # sentence-transformers reads this limit, and lowers it on request. CLIP's own is that without prompts.
+            # sentence-transformers shows this limit. CLIP's own is that without prompts.
             tokenizer.model_max_length = max_text_length
             # A checkpoint cannot change the arguments of a call, such as `stride`, by its tokenizer's settings.
             for name in TextKwargs.__annotations__.keys() - {"padding_side"}:
@@ -420,7 +420,7 @@ class ECCLProcessor(ProcessorMixin):
             # As a default in `text_kwargs` it would give way to the length that a tokenizer has stored: that of its
             # last call before it was saved.
             if "max_length" not in kwargs.get("text_kwargs", {}):
-                kwargs.setdefault("max_length", min(self.max_text_length, self.tokenizer.model_max_length))
+                kwargs.setdefault("max_length", self.max_text_length)
         return super().__call__(images=images, text=text, **kwargs)
 
 

@@ -200,6 +200,8 @@ class ECCLPeftModel(PeftModel):
         """
         model = cast(ECCLModel, self.get_base_model())
         prompts = model.get_submodule("prompt_learner.original_module")
+        for layer in _lora_layers(self):
+            layer.restore_base()
         self.base_model.unload()  # type: ignore[operator]  # mypy takes it for a tensor of the module
         model.prompt_learner = cast(ECCLPromptLearner, prompts)
         return model
@@ -218,9 +220,10 @@ def attach_lora(
         model: a model with prompts; it is changed in place.
         rank: the rank of `B A`.
         alpha: the factor in `alpha / rank`.
-        base_dtype: the dtype in which the weights of the layers with LoRA are kept and multiplied, for example
-            `torch.bfloat16`, which needs half the memory. LoRA itself, the prompts, and all other weights stay as they
-            are. By default these layers do so, too.
+        base_dtype: the dtype of the frozen weights in the layers with LoRA, in memory and in matrix products, for
+            example `torch.bfloat16`, which needs half the memory. LoRA itself, the prompts, and all other weights stay
+            as they are. By default, no weight is converted. Merging and unloading convert back; the values stay
+            rounded.
 
     Returns:
         The model as a peft model, which `Trainer` can save, resume and load again.
@@ -234,7 +237,7 @@ def attach_lora(
         trained = ECCLPeftModel(model, _make_settings(rank, alpha))
     if base_dtype is not None:
         for layer in _lora_layers(trained):
-            layer.get_base_layer().to(base_dtype)
+            layer.lower_base(base_dtype)
     return trained
 
 
@@ -277,12 +280,7 @@ def _require_own_settings(settings: PeftConfig, model: ECCLModel) -> None:
 
 
 def merge_lora(model: PeftModel) -> ECCLModel:
-    """Adds the LoRA products to the weights and returns a plain [`ECCLModel`]; `model` must not be used afterwards.
-
-    Weights of lower precision get that of LoRA first: they would lose the small products.
-    """
-    for layer in _lora_layers(model):
-        layer.get_base_layer().to(dtype=cast(nn.Linear, layer.lora_A[model.active_adapter]).weight.dtype)
+    """Adds the LoRA products to the weights and returns a plain [`ECCLModel`]; `model` must not be used afterwards."""
     return model.merge_and_unload()
 
 

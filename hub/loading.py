@@ -28,7 +28,7 @@ def load_model(name: str | PathLike[str], base: str | None = None) -> tuple[ECCL
     Raises:
         ValueError: the checkpoint is of another kind; it is an adapter without a base, or with another base than the
             one that it was trained on; its files are damaged, ask for more than they have, or for code from elsewhere;
-            its weights are incomplete or not finite; or its processor does not fit the model. Or it is an ONNX export.
+            its weights are incomplete or not finite; its processor does not fit the model; or it is an ONNX export.
         OSError: there is no such folder or Hub repository.
     """
     name = str(name)

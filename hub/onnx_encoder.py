@@ -92,14 +92,12 @@ class OnnxEncoder(nn.Module):
         """The type of the features, and of the pixels."""
         return torch.float32
 
-    def get_image_features(
-        self, pixel_values: torch.Tensor, pooled_only: Literal[True] = True, return_dict: bool = True
-    ) -> Any:
+    def get_image_features(self, pixel_values: torch.Tensor, pooled_only: bool = True, return_dict: bool = True) -> Any:
         """Encodes images; see [`ECCLModel.get_image_features`].
 
         Args:
             pixel_values: `(batch, channels, height, width)`, normalised as [`ECCLProcessor`] does.
-            pooled_only: an export has nothing else.
+            pooled_only: must be true: an export has nothing else.
             return_dict: `False` returns a tuple.
 
         Returns:
@@ -108,6 +106,7 @@ class OnnxEncoder(nn.Module):
         Raises:
             ValueError: `pixel_values` has another shape than the model takes.
         """
+        _require_pooled_only(pooled_only)
         expected = (self.config.encoder_configs[1].num_channels, *self.config.input_size)
         if pixel_values.ndim != 4 or tuple(pixel_values.shape[1:]) != expected:
             raise ValueError(
@@ -117,14 +116,12 @@ class OnnxEncoder(nn.Module):
         rows = [pixel_values] if self.precision == "float32" else list(pixel_values.split(1))
         return self._output("image", [part.float() for part in rows], return_dict)
 
-    def get_text_features(
-        self, input_ids: torch.Tensor, pooled_only: Literal[True] = True, return_dict: bool = True
-    ) -> Any:
+    def get_text_features(self, input_ids: torch.Tensor, pooled_only: bool = True, return_dict: bool = True) -> Any:
         """Encodes captions; see [`ECCLModel.get_text_features`].
 
         Args:
             input_ids: `(batch, length)`, `[SOT, words.., EOT, padding..]`; the padding may be left out.
-            pooled_only: an export has nothing else.
+            pooled_only: must be true: an export has nothing else.
             return_dict: `False` returns a tuple.
 
         Returns:
@@ -134,6 +131,7 @@ class OnnxEncoder(nn.Module):
             ValueError: a caption has no EOT among its first `config.max_text_length` tokens, or starts with it; or a
                 number is not that of a token.
         """
+        _require_pooled_only(pooled_only)
         ends = self._find_ends(input_ids)
         if self.precision == "float32":
             rows = [input_ids[:, : int(ends.max()) + 1]] if len(ends) else []
@@ -175,7 +173,7 @@ def load_onnx(name: str | PathLike[str], precision: Precision = "float32") -> tu
     """Loads an export and its processor, as [`load_model`] loads a model.
 
     Args:
-        name: a folder that `eccl-export-onnx` wrote, or a model with such a folder as its subfolder `onnx`.
+        name: a local folder that `eccl-export-onnx` wrote, or a model in a local folder with such a subfolder `onnx`.
         precision: `float32` or `int8`.
 
     Raises:
@@ -203,6 +201,8 @@ def find_export(name: str | PathLike[str]) -> Path:
     for folder in (Path(name), Path(name, ONNX_FOLDER)):
         if (folder / ONNX_INDEX).is_file():
             return folder
+    if not Path(name).is_dir():
+        raise FileNotFoundError(f"{name} is not a local folder: ONNX files are not read from the Hub")
     target = Path(name, ONNX_FOLDER)
     raise FileNotFoundError(
         f"{name} has no ONNX files: make them with eccl-export-onnx --model {name} --output_dir {target}"
@@ -247,11 +247,18 @@ def _read_index(folder: Path) -> dict[str, Any]:
     return index
 
 
+def _require_pooled_only(pooled_only: bool) -> None:
+    if not pooled_only:
+        raise ValueError("pooled_only is False, but an ONNX export has only pooled features")
+
+
 def _require_digest(path: Path, digest: str) -> None:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: export the model again")
     if digest_file(path) != digest:
-        raise ValueError(f"{path} is damaged, or is of another export: it is not the file that {ONNX_INDEX} describes")
+        raise ValueError(
+            f"{path} is damaged, or belongs to another export: it is not the file that {ONNX_INDEX} describes"
+        )
 
 
 def _open_session(runtime: Any, path: Path) -> Any:

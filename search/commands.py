@@ -75,7 +75,7 @@ def _add_runtime_option(parser: argparse.ArgumentParser) -> None:
         choices=("torch", *_PRECISIONS),
         default="torch",
         help="library that encodes pictures and sentences: torch, or onnxruntime in float32 (onnx) or 8 bits "
-        "(onnx-int8), for a model that eccl-export-onnx has exported to its subfolder onnx",
+        "(onnx-int8), for a model in a local folder that eccl-export-onnx has exported to its subfolder onnx",
     )
 
 

@@ -302,6 +302,14 @@ def test_the_pooled_token_alone_has_no_hidden_states(tiny_model, tiny_batch):
             tiny_model(**tiny_batch, pooled_only=True, **{requested: True})
 
 
+def test_the_pooled_token_alone_ignores_what_the_configuration_records(tiny_model, tiny_batch):
+    expected = tiny_model(**tiny_batch).text_embeds
+    tiny_model.config.output_hidden_states = tiny_model.config.text_config.output_hidden_states = True
+    output = tiny_model(**tiny_batch, pooled_only=True)
+    torch.testing.assert_close(output.text_embeds, expected)
+    assert output.text_model_output.hidden_states is None
+
+
 def test_no_layer_is_split_between_devices(tiny_model):
     layers = [*tiny_model.text_model.encoder.layers, *tiny_model.vision_model.encoder.layers]
     assert {type(layer).__name__ for layer in layers} <= set(tiny_model._no_split_modules)

@@ -31,8 +31,9 @@ class ECCLTrainingArguments(TrainingArguments):
     base_dtype: Literal["float32", "bfloat16"] = field(
         default="float32",
         metadata={
-            "help": "How the frozen weights of the layers with LoRA are kept and multiplied. bfloat16 halves their "
-            "memory; what is trained, and the objective, stay in float32. The final model has float32 weights."
+            "help": "Dtype of the frozen weights in the layers with LoRA, in memory and in matrix products. bfloat16 "
+            "halves their memory; what is trained, and the objective, stay in float32. The final model has float32 "
+            "weights."
         },
     )
 

@@ -184,10 +184,10 @@ class _CorrespondenceLoss(torch.autograd.Function):
         if eps:
             mass = log_mass.exp()
             losses, factor = -(mass + eps).log(), mass / (mass + eps)
-        # The gradient by a logit: p / (p + eps) times (softmax over all rows - softmax over the own rows).
-        weights[own_rows] -= total * (own_logits - log_own).exp_()
-        gradient = (weights.T @ rows).mul_((factor / total / len(queries))[:, None])
-        ctx.save_for_backward(gradient)
+        if ctx.needs_input_grad[0]:
+            # By a logit: p / (p + eps) times (softmax over all rows - softmax over the own rows).
+            weights[own_rows] -= total * (own_logits - log_own).exp_()
+            ctx.save_for_backward((weights.T @ rows).mul_((factor / total / len(queries))[:, None]))
         return losses.mean()
 
     @staticmethod

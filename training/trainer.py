@@ -143,9 +143,10 @@ class ECCLTrainer(Trainer):
             raise ValueError(
                 "fsdp_cpu_ram_efficient_loading must be false: every process needs the weights before they are sharded"
             )
-        if len({parameter.dtype for parameter in model.parameters()}) > 1:
+        if len(dtypes := {str(parameter.dtype).removeprefix("torch.") for parameter in model.parameters()}) > 1:
             raise ValueError(
-                "FSDP shards only models whose parameters have one dtype: leave out base_dtype, or train without FSDP"
+                f"FSDP shards only models whose parameters have one dtype, this one has {', '.join(sorted(dtypes))}: "
+                "leave out base_dtype, or train without FSDP"
             )
         trained = [name for name, term in self.objective.terms().items() if any(True for _ in term.parameters())]
         if trained:

@@ -16,6 +16,7 @@ from .speed_models import (
     Settings,
     clip_loss,
     draw_batch,
+    encoder_flops,
     image_tokens,
     make_clip,
     make_clip_with_lora,
@@ -140,8 +141,13 @@ def _measure(variant: Variant, model: nn.Module, size: int, settings: Settings) 
         if not variant.compiled:
             raise
         return replace(row, problem=f"torch.compile failed: {type(error).__name__}")
+    text, vision = config.encoder_configs
+    flops = pair_flops(config)
+    if not variant.is_ours:
+        flops += encoder_flops(text, padded) - encoder_flops(text, LONGEST + prompts)
+        flops += encoder_flops(vision, image_tokens(config) - prompts) - encoder_flops(vision, image_tokens(config))
     passes = 2 if variant.task == "step" else 1
-    share = shares(passes * size * pair_flops(config), seconds["case"], gemm, seconds["gemm"])
+    share = shares(passes * size * flops, seconds["case"], gemm, seconds["gemm"])
     return replace(row, seconds=spread(seconds["case"]), peak_bytes=peak, share=share.median)
 
 

@@ -49,9 +49,9 @@ _SCRATCH_BYTES = 4 * 2**20
 # overflow.
 _WORDS = 255
 _WORD_BYTES = 8
-# If at least this many relevant images are compared, and at most this part of the images can rank before the last of
-# them, it is faster to find these images first.
-_RELEVANT_TO_FILTER, _CANDIDATES_TO_FILTER = 8, 1 / 32
+# If a row has as many relevant images, and at most this part of the images can rank before the last of them, it is
+# faster to find these images first. With more relevant images, the comparisons would take much memory.
+_FEWEST_TO_FILTER, _MOST_TO_FILTER, _CANDIDATES_TO_FILTER = 8, 64, 1 / 32
 
 
 def _as_array(name, values):
@@ -155,7 +155,7 @@ def _ranks_of_few(rows, relevant_of_rows, padded_size):
     relevant[exists] = numpy.concatenate(relevant_of_rows)
     scores = numpy.where(exists, numpy.take_along_axis(rows, relevant, axis=1), numpy.inf).astype(rows.dtype)
     ranks = None
-    if exists.shape[1] >= _RELEVANT_TO_FILTER:
+    if _FEWEST_TO_FILTER <= exists.shape[1] <= _MOST_TO_FILTER:
         # No image below the last relevant one changes a rank: in a good ranking, these are nearly all.
         candidates = rows >= scores.min(axis=1, keepdims=True)
         if numpy.count_nonzero(candidates) <= _CANDIDATES_TO_FILTER * rows.size:

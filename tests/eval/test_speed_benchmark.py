@@ -145,7 +145,6 @@ def test_the_captions_of_a_benchmark_are_shorter_than_the_limit(settings):
     rows = list(speed_cases.measure_captions(settings))
     assert [row.name.rpartition(" ")[2] for row in rows] == ["float32", "bfloat16", "bfloat16"]
     assert [row.reference.rpartition(" ")[2] for row in rows] == ["float32", "float32", "bfloat16"]
-    assert rows[0].ratio.median < 1
 
 
 def test_a_peak_is_that_of_a_new_process(settings):

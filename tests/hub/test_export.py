@@ -187,7 +187,7 @@ def test_a_file_that_is_missing_or_damaged_is_named(copied, name):
     content = bytearray((copied / name).read_bytes())
     content[len(content) // 2] ^= 1
     (copied / name).write_bytes(content)
-    with pytest.raises(ValueError, match=f"{name} is damaged, or is of another export"):
+    with pytest.raises(ValueError, match=f"{name} is damaged, or belongs to another export"):
         OnnxEncoder(copied, precision)
     (copied / name).unlink()
     with pytest.raises(FileNotFoundError, match=f"{name} is missing"):
@@ -422,8 +422,6 @@ from sentence_transformers import SentenceTransformer
 model = SentenceTransformer(folder, trust_remote_code=True)
 assert model.max_seq_length == 74, model.max_seq_length
 texts, pictures = (torch.tensor(model.encode(each)) for each in (sentences, images))
-model.max_seq_length = 6
-assert not torch.equal(torch.tensor(model.encode(sentences)), texts)
 """,
 }
 
@@ -461,7 +459,6 @@ def test_the_maximum_length_is_that_of_the_processor(exported, loaded):
     processor = ECCLProcessor.from_pretrained(exported)
     assert processor.tokenizer.model_max_length == loaded[0].config.max_text_length == 74
     assert CLIPTokenizer.from_pretrained(exported).model_max_length == 74
-    processor.tokenizer.model_max_length = 6  # as sentence-transformers sets it
-    assert len(processor(text=SENTENCES[2])["input_ids"]) == 6
-    processor.tokenizer.model_max_length = 1_000
+    # Another processor with the same tokenizer changes nothing of this one.
+    ECCLProcessor(processor.image_processor, processor.tokenizer, 6)
     assert len(processor(text=SENTENCES[2])["input_ids"]) == 74

@@ -109,8 +109,35 @@ def test_a_base_in_half_precision_is_trained_on_as_it_is_stored(tiny_batch):
         expected[name] = layer.get_base_layer().weight.float() + (up @ down).detach()
     with torch.no_grad():
         evaluated = model.eval()(**tiny_batch)
+        with model.disable_adapter():
+            without = model(**tiny_batch)
+    torch.manual_seed(0)
+    rounded = ECCLModel(tiny_config()).eval()
+    for name in layers:
+        rounded.get_submodule(name).to(torch.bfloat16).to(torch.float32)
+    with torch.no_grad():
+        torch.testing.assert_close(without.image_embeds, rounded(**tiny_batch).image_embeds)
     merged = merge_lora(model)
     torch.testing.assert_close(merged(**tiny_batch).image_embeds, evaluated.image_embeds)
     for name, weight in expected.items():
         assert torch.equal(merged.get_submodule(name).weight, weight)
         assert not torch.equal(weight, weight.bfloat16().float())
+
+
+def test_a_base_in_half_precision_is_unloaded_in_its_own(tiny_batch):
+    model = attach_lora(ECCLModel(tiny_config()), base_dtype=torch.bfloat16)
+    plain = model.unload()
+    assert {parameter.dtype for parameter in plain.parameters()} == {torch.float32}
+    assert plain(**tiny_batch).image_embeds.isfinite().all()
+
+
+def test_a_model_that_is_all_in_half_precision_stays_so_when_it_is_merged(tiny_batch):
+    merged = merge_lora(attach_lora(ECCLModel(tiny_config()).bfloat16()))
+    names = {name for name, parameter in merged.named_parameters() if parameter.dtype != torch.bfloat16}
+    # peft keeps what is trained in float32.
+    assert all(name.startswith("prompt_learner.") for name in names)
+
+
+def test_it_has_shapes_without_values():
+    model = attach_lora(ECCLModel(tiny_config())).to("meta")
+    assert model.get_image_features(torch.empty(2, 3, 32, 16, device="meta")).pooler_output.shape == (2, 24)
