@@ -86,6 +86,19 @@ def test_ranks_are_right_where_only_the_first_images_are_compared(ties, monkeypa
     assert bool(filtered) != ties
 
 
+def test_equal_scores_among_the_first_images_rank_by_their_index(monkeypatch):
+    generator = np.random.default_rng(0)
+    gallery_ids, query_ids = np.arange(3000) % 100, np.array([50, 51])
+    rows = generator.standard_normal((2, 3000)).astype(np.float32)
+    rows[:, generator.integers(0, 3000, 40)] = 10
+    rows[gallery_ids == query_ids[:, None]] = 10
+    filtered = []
+    rank = person_retrieval._ranks_among
+    monkeypatch.setattr(person_retrieval, "_ranks_among", lambda *args: filtered.append(1) or rank(*args))
+    ours = retrieval_metrics([rows], query_ids, gallery_ids)
+    assert filtered and ours == pytest.approx(brute_force(rows.tolist(), query_ids, gallery_ids, (1, 5, 10)))
+
+
 def test_many_relevant_images_are_compared_in_little_memory():
     generator = np.random.default_rng(0)
     gallery_ids = np.arange(100_000) // 2_500
