@@ -52,6 +52,7 @@ def make_parser() -> CommandParser:
         default=1.0,
         help="factor on how much the photographs of one person differ, at least 0; above 1, they differ more",
     )
+    _add_correspondence_options(parser)
     add_shared_option(parser, "num_workers", default=os.cpu_count() or 1, help="number of processes that draw")
     return parser
 
@@ -77,6 +78,31 @@ def _add_size_options(parser: CommandParser) -> None:
     )
 
 
+def _add_correspondence_options(parser: CommandParser) -> None:
+    options = parser.add_argument_group("how captions and images correspond")
+    options.add_argument(
+        "--lookalikes",
+        type=int,
+        default=1,
+        help="number of persons in each group of look-alikes, 1 to 100; the other persons of a group differ from its "
+        "first person in exactly two attributes",
+    )
+    options.add_argument(
+        "--caption_noise",
+        type=float,
+        default=0.0,
+        help="share of the train split's captions that are wrong, at least 0 and below 1; a wrong caption describes "
+        "another person of the split",
+    )
+    options.add_argument(
+        "--agreement",
+        type=float,
+        default=1.0,
+        help="probability that a caption may mention a part, such as the shoes, that an earlier caption of the same "
+        "image already mentions, 0 to 1; below 1, the captions of an image repeat less",
+    )
+
+
 def make_benchmark(options: argparse.Namespace) -> SyntheticBenchmark:
     """Completes the options with the defaults of the size and of the layout.
 
@@ -96,6 +122,9 @@ def make_benchmark(options: argparse.Namespace) -> SyntheticBenchmark:
         domain=options.domain,
         mentions=options.mentions,
         nuisance=options.nuisance,
+        lookalikes=options.lookalikes,
+        caption_noise=options.caption_noise,
+        agreement=options.agreement,
         **(sizes | given),
     )
 

@@ -26,10 +26,11 @@ class AttributeTerm(LossTerm):
     def __init__(self, args: ECCLTrainingArguments, pairs: CaptionPairs, dim: int):
         super().__init__(args, pairs, dim)
         self.labels, self.num_values = read_attribute_labels(pairs.dataset)
+        self.caption_of_pair = pairs.caption_of_pair.tolist()
         self.head = nn.Linear(dim, sum(self.num_values))
 
     def wrap_pairs(self, pairs: Dataset) -> Dataset:
-        return _AttributePairs(pairs, self.labels)
+        return _AttributePairs(pairs, self.labels, self.caption_of_pair)
 
     def forward(self, batch: PairBatch) -> dict[str, torch.Tensor]:
         labels = batch.extra["attribute_labels"]
@@ -42,8 +43,8 @@ class AttributeTerm(LossTerm):
 class _AttributePairs(Dataset):
     """Training pairs whose items have `attribute_labels` `(2, attributes)`: of the image, and of the caption."""
 
-    def __init__(self, pairs: Any, labels: list[torch.Tensor]):
-        self.pairs, self.labels = pairs, labels
+    def __init__(self, pairs: Any, labels: list[torch.Tensor], caption_of_pair: list[int]):
+        self.pairs, self.labels, self.caption_of_pair = pairs, labels, caption_of_pair
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -52,7 +53,7 @@ class _AttributePairs(Dataset):
         item = self.pairs[drawn]
         pair = drawn.pair if isinstance(drawn, PairDraw) else drawn
         labels = self.labels[item["image_index"]]
-        return item | {"attribute_labels": torch.stack([labels[-1], labels[int(self.pairs.caption_of_pair[pair])]])}
+        return item | {"attribute_labels": torch.stack([labels[-1], labels[self.caption_of_pair[pair]]])}
 
 
 def read_attribute_labels(dataset: datasets.Dataset) -> tuple[list[torch.Tensor], list[int]]:
@@ -63,7 +64,8 @@ def read_attribute_labels(dataset: datasets.Dataset) -> tuple[list[torch.Tensor]
 
     Returns:
         For each image `(captions + 1, attributes)` class labels: one row per caption, with -100 for each attribute that
-        the caption does not mention, and last the row of the image; and the number of values of each attribute.
+        the caption does not mention, and last the row of the image; and the number of values of each attribute. A wrong
+        caption (see `SyntheticBenchmark.caption_noise`) counts as one that mentions nothing: its row is all -100.
 
     Raises:
         FileNotFoundError: the benchmark is not a synthetic one.

@@ -5,7 +5,7 @@ would.
 """
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 from .people import Person
@@ -106,6 +106,32 @@ _MENTION_PROBABILITIES = {
     "accessory_colour": 0.7,
 }
 
+# The attributes that a caption leaves out together. It always mentions its person's upper garment.
+_PARTS: dict[str, tuple[str, ...]] = {
+    "hair": ("hair", "hair_colour"),
+    "upper": ("upper_colour", "upper_pattern"),
+    "lower": ("lower", "lower_colour", "lower_pattern"),
+    "shoes": ("shoes", "shoes_colour"),
+    "hat": ("hat", "hat_colour"),
+    "bag": ("bag", "bag_colour"),
+}
+
+
+def choose_left_out(earlier: Collection[str], agreement: float, rng: random.Random) -> set[str]:
+    """Draws the attributes that a caption leaves out because earlier captions of the same image mention them.
+
+    Args:
+        earlier: the names of the attributes that the earlier captions of the image mention.
+        agreement: the probability that the caption may mention a part (hair, colour and pattern of the upper garment,
+            lower garment, shoes, hat, bag) that an earlier one mentions, 0 to 1.
+        rng: the only source of randomness.
+
+    Returns:
+        The names of the attributes. They are always whole parts, and never contain `gender`, `build` or `upper`.
+    """
+    repeated = [names for names in _PARTS.values() if rng.random() >= agreement and not set(names).isdisjoint(earlier)]
+    return {name for names in repeated for name in names}
+
 
 def _choose_mentions(person: Person, rng: random.Random, mentions: float) -> set[str]:
     """Draws the names of the attributes that a caption mentions."""
@@ -188,7 +214,9 @@ class _Verbs(NamedTuple):
     carries: str
 
 
-def make_caption(person: Person, domain: str, rng: random.Random, mentions: float = 1.0) -> tuple[str, list[str]]:
+def make_caption(
+    person: Person, domain: str, rng: random.Random, mentions: float = 1.0, left_out: Collection[str] = ()
+) -> tuple[str, list[str]]:
     """Writes one caption of a person.
 
     Args:
@@ -196,6 +224,7 @@ def make_caption(person: Person, domain: str, rng: random.Random, mentions: floa
         domain: `source` or `target`: decides which words may be used in addition to the common ones.
         rng: the only source of randomness: the attributes mentioned, their words and their order.
         mentions: factor on how often each attribute is mentioned; the upper garment always is.
+        left_out: names of attributes that the caption does not mention, see [`choose_left_out`].
 
     Returns:
         The caption (one to three English sentences, about 22 words), and the sorted names of the attributes that it
@@ -207,7 +236,7 @@ def make_caption(person: Person, domain: str, rng: random.Random, mentions: floa
     if domain not in DOMAINS:
         raise ValueError(f"domain is {domain!r}, it must be one of {', '.join(DOMAINS)}")
     # The order of the random draws in this file must stay: another order gives other captions for the same seed.
-    mentioned = _choose_mentions(person, rng, mentions)
+    mentioned = _choose_mentions(person, rng, mentions).difference(left_out)
     phrases = _choose_phrases(_WordChooser(person, mentioned, domain, rng))
     verbs = _Verbs(
         rng.choice(["wears", "is wearing", "is dressed in", "has on"]), rng.choice(["carries", "is carrying", "has"])

@@ -48,7 +48,14 @@ _BAG_WEIGHTS = {
     "woman": {"none": 0.3, "backpack": 0.22, "handbag": 0.2, "shoulder bag": 0.18, "shopping bag": 0.12},
     "man": {"none": 0.3, "backpack": 0.22, "handbag": 0.05, "shoulder bag": 0.18, "shopping bag": 0.12},
 }
+_JEANS_COLOURS = ("blue", "black", "grey")
+_HEAVY_UPPERS = ("jacket", "coat", "hoodie")
 _BUILD_WEIGHTS = {"slim": 0.3, "average": 0.4, "heavy": 0.3}
+# The attributes in which look-alikes differ. Gender and build stay: the garments depend on the gender, and few captions
+# mention the build.
+_LOOKALIKE_ATTRIBUTES = [name for name in ATTRIBUTES if name not in ("gender", "build")]
+# Every person has at least this many look-alikes: there are 10 other colours of the upper garment, and 10 of the shoes.
+MAX_LOOKALIKES = 100
 
 
 def _choose(rng: random.Random, weights: dict[str, float]) -> str:
@@ -71,10 +78,11 @@ def sample_person(rng: random.Random) -> Person:
     hair = _choose(rng, _HAIR_WEIGHTS[gender])
     hat = _choose(rng, _HAT_WEIGHTS)
     upper = rng.choice(ATTRIBUTES["upper"])
-    is_heavy = upper in ("jacket", "coat", "hoodie")
-    upper_pattern = _choose(rng, _HEAVY_UPPER_PATTERN_WEIGHTS if is_heavy else _LIGHT_UPPER_PATTERN_WEIGHTS)
+    upper_pattern = _choose(
+        rng, _HEAVY_UPPER_PATTERN_WEIGHTS if upper in _HEAVY_UPPERS else _LIGHT_UPPER_PATTERN_WEIGHTS
+    )
     lower = _choose(rng, _LOWER_WEIGHTS[gender])
-    lower_colour = rng.choice(("blue", "black", "grey") if lower == "jeans" else COLOURS)
+    lower_colour = rng.choice(_JEANS_COLOURS if lower == "jeans" else COLOURS)
     lower_pattern = "plain" if lower == "jeans" else _choose(rng, _LOWER_PATTERN_WEIGHTS)
     bag = _choose(rng, _BAG_WEIGHTS[gender])
     return {
@@ -97,12 +105,56 @@ def sample_person(rng: random.Random) -> Person:
     }
 
 
+def sample_lookalikes(first: Person, count: int, rng: random.Random) -> list[Person]:
+    """Draws persons who differ in exactly two attributes from the first person.
+
+    The two attributes are never the gender or the build. The garments of a look-alike depend on each other as those of
+    [`sample_person`] do.
+
+    Args:
+        first: the attributes of the first person.
+        count: number of look-alikes, 0 to 100.
+        rng: the only source of randomness.
+
+    Returns:
+        `count` persons, all different from each other. A smaller `count` gives the first ones of them.
+
+    Raises:
+        ValueError: `count` is out of range.
+    """
+    if not 0 <= count <= MAX_LOOKALIKES:
+        raise ValueError(f"count is {count}, it must be from 0 to {MAX_LOOKALIKES}")
+    lookalikes: list[Person] = []
+    while len(lookalikes) < count:
+        changed = {
+            name: rng.choice([value for value in ATTRIBUTES[name] if value != first[name]])
+            for name in rng.sample(_LOOKALIKE_ATTRIBUTES, 2)
+        }
+        person = first | changed
+        if _is_possible(person) and person not in lookalikes:
+            lookalikes.append(person)
+    return lookalikes
+
+
+def _is_possible(person: Person) -> bool:
+    """Returns whether `sample_person` can draw this person."""
+    is_jeans = person["lower"] == "jeans"
+    return not (
+        (person["gender"] == "man" and person["lower"] == "skirt")
+        or (is_jeans and (person["lower_colour"] not in _JEANS_COLOURS or person["lower_pattern"] != "plain"))
+        or (person["upper"] in _HEAVY_UPPERS and person["upper_pattern"] == "dotted")
+        or any((person[part] == "none") != (person[f"{part}_colour"] == "none") for part in ("hat", "bag"))
+    )
+
+
 def attribute_labels(person: Person) -> list[int]:
     """Returns the class label of each attribute, in the order of `ATTRIBUTES`."""
     return [values.index(person[name]) for name, values in ATTRIBUTES.items()]
 
 
-def oracle_rank1(people: list[Person], images_per_person: list[int], queries: list[tuple[int, list[str]]]) -> float:
+def oracle_rank1(
+    people: list[Person], images_per_person: list[int], queries: list[tuple[int, list[str]]], num_wrong: int = 0
+) -> float:
     """Computes the oracle: the expected Rank-1 of a reader who recognises every attribute that a caption mentions.
 
     The reader knows nothing else. People with the same values of all mentioned attributes look the same to this
@@ -113,6 +165,8 @@ def oracle_rank1(people: list[Person], images_per_person: list[int], queries: li
         people: the people in the gallery.
         images_per_person: the number of images of each person in the gallery.
         queries: for each caption, the index of its person in `people` and the names of the attributes it mentions.
+        num_wrong: number of further captions, each of which is false of its person. They count as 0, because the reader
+            picks only images of persons who have the mentioned attributes.
 
     Returns:
         The percentage, from 0 to 100.
@@ -120,7 +174,7 @@ def oracle_rank1(people: list[Person], images_per_person: list[int], queries: li
     Raises:
         ValueError: there are no queries.
     """
-    if not queries:
+    if not queries and not num_wrong:
         raise ValueError("the oracle needs at least one query, but the list of queries is empty")
     has_value = {
         (name, value): np.array([person[name] == value for person in people])
@@ -133,4 +187,4 @@ def oracle_rank1(people: list[Person], images_per_person: list[int], queries: li
         person = people[index]
         compatible = reduce(np.logical_and, (has_value[name, person[name]] for name in mentioned), everyone)
         total += images_per_person[index] / num_images[compatible].sum()
-    return float(100.0 * total / len(queries))
+    return float(100.0 * total / (len(queries) + num_wrong))
