@@ -1,10 +1,11 @@
-"""Trains ECCL: a recipe, and options that override it.
+"""Trains ECCL: recipes, and options that override them.
 
 accelerate launch train_eccl.py RECIPE --data_dir DIR --init_from CLIP --output_dir DIR
 """
 
 import argparse
 import contextlib
+import itertools
 import json
 import os
 import platform
@@ -39,10 +40,10 @@ from eccl.configuration_eccl import ECCLConfig, checkpoint_kind, require_sound_c
 from eccl.dataset_scripts.base import published_differences
 from eccl.dataset_scripts.sources import DataSource, Splits, choose_splits, find_benchmark
 from eccl.eval.reports import published_rows
-from eccl.hub.adapter import ECCLPeftModel, attach_lora, count_parameters, merge_lora, save_adapter
+from eccl.hub.adapter import ECCLPeftModel, attach_lora, count_parameters, merge_lora, save_adapter, train_prompts
 from eccl.hub.model_card import METRICS, Facts, Result, make_model_card
 from eccl.hub.publish import publish, require_publishable
-from eccl.hub.run_folder import RunFolder, claim_run_folder
+from eccl.hub.run_folder import TRAINING_LOG, RunFolder, claim_run_folder
 from eccl.modeling_eccl import ECCLModel, naming_checkpoint_errors
 from eccl.processing_eccl import ECCLProcessor, load_tokenizer
 from eccl.training.arguments import ECCLTrainingArguments
@@ -57,10 +58,12 @@ from eccl.utils.text import plain_markdown
 _METHODS = {
     "lora": "A CLIP for images of people with deep coupled prompts and LoRA, trained with a triplet alignment loss and "
     "two cross-modal memories (ECCL).",
+    "prompts": "A CLIP for images of people with deep coupled prompts; the prompts were trained.",
     "full": "A CLIP for images of people; every parameter was trained.",
 }
 _SETTINGS = {
     "lora": ("learning_rate", "lora_learning_rate", "lora_rank", "lora_alpha", "base_dtype", "weight_decay", "augment"),
+    "prompts": ("learning_rate", "weight_decay", "augment"),
     "full": ("learning_rate", "weight_decay", "augment"),
 }
 # The published run prompts all 12 layers of ViT-B/16.
@@ -80,12 +83,14 @@ _HELP_GROUPS = {
     ),
     "losses": (
         *("losses", "tal_temperature", "tal_margin", "identity_memory_temperature", "identity_memory_momentum"),
-        *("instance_memory_temperature", "instance_memory_momentum"),
+        *("instance_memory_temperature", "instance_memory_momentum", "memory_start", "contrastive_temperature"),
+        *("sdm_temperature", "interaction_depth", "mask_probability", "learned_loss_weights"),
     ),
     "optimisation": (
         *("num_train_epochs", "max_steps", "per_device_train_batch_size", "learning_rate", "lora_learning_rate"),
-        *("warmup_epochs", "weight_decay", "decoupled_weight_decay", "adam_epsilon", "max_grad_norm", "bf16", "seed"),
-        *("sampler", "pairs_per_person", "augment", "embed_chunk_size"),
+        *("learning_rate_factors", "warmup_epochs", "weight_decay", "no_weight_decay", "decoupled_weight_decay"),
+        *("adam_epsilon", "max_grad_norm", "bf16", "seed"),
+        *("sampler", "pairs_per_person", "augment", "word_drop_probability", "embed_chunk_size"),
     ),
     "evaluation and checkpoints": (
         *("eval_strategy", "save_strategy", "save_total_limit", "load_best_model_at_end", "metric_for_best_model"),
@@ -225,8 +230,9 @@ def make_parser() -> HfArgumentParser:
     parser = HfArgumentParser(
         dataclasses,
         prog="train_eccl.py",
-        usage="accelerate launch train_eccl.py [RECIPE] [--option value ...]",
-        description="RECIPE is a YAML file, or the name of one of this package (eccl_rstpreid). Options override it.",
+        usage="accelerate launch train_eccl.py [RECIPE ...] [--option value ...]",
+        description="RECIPE is a YAML file, or the name of one of this package (eccl_rstpreid, baselines/tal). A later "
+        "recipe overrides an earlier one, and options override all recipes.",
         allow_abbrev=False,
         add_help=False,
     )
@@ -275,15 +281,16 @@ def format_help(parser: argparse.ArgumentParser, everything: bool) -> str:
 
 
 def parse_arguments(arguments: list[str]) -> tuple[DataArguments, ModelArguments, ECCLTrainingArguments]:
-    """Reads the recipe, if the first argument names one, and then the options, which override it.
+    """Reads the recipes, which the first arguments name, and then the options, which override them.
 
     Raises:
-        ValueError: the recipe is not a mapping, or has a key that is not an option; or an option is wrong.
+        ValueError: a recipe is not a mapping, or has a key that is not an option; or an option is wrong.
         FileNotFoundError: there is no such recipe.
     """
     parser = make_parser()
-    if arguments and not arguments[0].startswith("-"):
-        recipe, arguments = find_recipe(arguments[0]), arguments[1:]
+    recipes = name_recipes(arguments)
+    arguments = arguments[len(recipes) :]
+    for recipe in map(find_recipe, recipes):
         parser.set_defaults(**_read_recipe(recipe, parser))
     if {"--help", "-h", "--help_all"} & set(arguments):
         print(format_help(parser, "--help_all" in arguments))
@@ -296,6 +303,11 @@ def parse_arguments(arguments: list[str]) -> tuple[DataArguments, ModelArguments
     ]
     data, model, args, *_ = parser.parse_args_into_dataclasses(arguments, look_for_args_file=False)
     return data, model, args
+
+
+def name_recipes(arguments: list[str]) -> list[str]:
+    """Returns the names of the recipes: the arguments before the first option."""
+    return list(itertools.takewhile(lambda word: not word.startswith("-"), arguments))
 
 
 class _RecipeLoader(yaml.SafeLoader):
@@ -363,13 +375,19 @@ def build_model(
 
     Args:
         arguments: the options.
-        tune: `lora` or `full`.
+        tune: `lora`, `prompts` or `full`.
         train: the training split; `None` if it is a stream.
 
     Raises:
-        ValueError: a stream needs a trained CLIP; or the checkpoint or the options are wrong.
+        ValueError: a stream needs a trained CLIP, and so does a part that is trained alone; or the checkpoint or the
+            options are wrong.
     """
     if arguments.init_from is None:
+        if train is not None and tune != "full":
+            raise ValueError(
+                f"init_from is missing: with tune {tune}, the weights of a trained CLIP are frozen; for a model with "
+                "random weights give --tune full"
+            )
         if train is None:
             raise ValueError("streaming needs init_from: a tokenizer cannot be made from a stream")
         model, processor = _build_from_scratch(arguments, train)
@@ -398,7 +416,7 @@ def _build_from_backbone(arguments: ModelArguments, tune: str) -> tuple[ECCLMode
     if prompt_depth is None:
         layers = (encoder.num_hidden_layers for encoder in (config.text_config, config.vision_config))
         prompt_depth = min(_PROMPT_DEPTH, *layers)
-    num_prompt_tokens = arguments.num_prompt_tokens if tune == "lora" else 0
+    num_prompt_tokens = 0 if tune == "full" else arguments.num_prompt_tokens
     model = ECCLModel.from_clip(source, (height, width), num_prompt_tokens, prompt_depth)
     return model, ECCLProcessor.for_model(model.config, load_tokenizer(source))
 
@@ -427,8 +445,7 @@ def main(arguments: list[str]) -> None:
     with claim_output(data, model_arguments, args) as folder:
         if push and folder is not None:
             require_publishable(str(args.hub_model_id), "model", args.public)
-        recipe = arguments[0] if arguments and not arguments[0].startswith("-") else None
-        stop_signal = train(data, model_arguments, args, folder, recipe)
+        stop_signal = train(data, model_arguments, args, folder, name_recipes(arguments))
         if stop_signal is not None:
             say("asked to stop in the last step: the run is finished, and nothing is published")
             sys.exit(128 + stop_signal)
@@ -474,14 +491,14 @@ def train(
     model_arguments: ModelArguments,
     args: ECCLTrainingArguments,
     folder: RunFolder | None,
-    recipe: str | None,
+    recipes: list[str],
 ) -> signal.Signals | None:
     """Trains, and writes the final model with its card.
 
     Args:
         data, model_arguments, args: the options.
         folder: the claimed output folder; `None` in every process but the main one.
-        recipe: the recipe, for the card.
+        recipes: the names of the recipes, for the card.
 
     Returns:
         The signal that asked for a stop too late to stop the training; `None` if there was none.
@@ -502,13 +519,16 @@ def train(
     model, processor = build_model(model_arguments, args.tune, None if splits is None else splits.train)
     if splits is None:
         skips = data.on_bad_image == "skip"
-        pairs = StreamedPairs(rows, f"{source}, split {split}", processor, args.augment, args.seed, skips)
+        name, drop = f"{source}, split {split}", args.word_drop_probability
+        pairs = StreamedPairs(rows, name, processor, args.augment, args.seed, skips, drop)
     else:
-        pairs = CaptionPairs(splits.train, processor, args.augment, args.seed)
+        pairs = CaptionPairs(splits.train, processor, args.augment, args.seed, args.word_drop_probability)
     evaluation = splits.evaluation if splits is not None else None
     trained_model: ECCLModel | ECCLPeftModel = model
     if args.tune == "lora":
         trained_model = attach_lora(model, args.lora_rank, args.lora_alpha, getattr(torch, args.base_dtype))
+    elif args.tune == "prompts":
+        trained_model = train_prompts(model)
     trainer = ECCLTrainer(trained_model, args, train_dataset=pairs, eval_dataset=evaluation, processing_class=processor)
     if folder is not None:
         print_summary(source, splits, pairs, trained_model)
@@ -526,12 +546,14 @@ def train(
         facts = gather_facts(describe_data(source, splits, pairs), model_arguments, args, duration)
         digests = getattr(trained_model, "base_digests", None) or {}
         facts.base_digest = digests.get("float16")
-        if recipe is not None:
-            facts.settings = {"recipe": Path(recipe).stem, **facts.settings}
+        if recipes:
+            facts.settings = {"recipe": ", ".join(Path(recipe).stem for recipe in recipes), **facts.settings}
         if splits is not None and evaluation is not None and metrics is not None:
             add_result(facts, source, args, splits, evaluation, metrics)
         with folder.finishing():
             save_result(whole_model, processor, folder.path, model_arguments, facts)
+            log = json.dumps({"log_history": trainer.state.log_history}, indent=1)
+            (folder.path / TRAINING_LOG).write_text(f"{log}\n", encoding="utf-8")
         tell(f"the model is in {args.output_dir}")
     trainer.accelerator.end_training()
     return trainer.stop_signal

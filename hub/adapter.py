@@ -1,4 +1,4 @@
-"""The trained part of ECCL as an adapter of peft: LoRA matrices for both encoders, and the whole prompt learner."""
+"""The trained part of ECCL as an adapter of peft: LoRA matrices for both encoders, and the prompt learner, if any."""
 
 import contextlib
 import hashlib
@@ -199,11 +199,12 @@ class ECCLPeftModel(PeftModel):
         peft would leave the prompts of the active adapter.
         """
         model = cast(ECCLModel, self.get_base_model())
-        prompts = model.get_submodule("prompt_learner.original_module")
+        has_prompts = model.prompt_learner is not None
+        prompts = model.get_submodule("prompt_learner.original_module") if has_prompts else None
         for layer in _lora_layers(self):
             layer.restore_base()
         self.base_model.unload()  # type: ignore[operator]  # mypy takes it for a tensor of the module
-        model.prompt_learner = cast(ECCLPromptLearner, prompts)
+        model.prompt_learner = cast(ECCLPromptLearner | None, prompts)
         return model
 
 
@@ -217,7 +218,7 @@ def attach_lora(
     them.
 
     Args:
-        model: a model with prompts; it is changed in place.
+        model: is changed in place. Of a model without prompts, LoRA alone is trained.
         rank: the rank of `B A`.
         alpha: the factor in `alpha / rank`.
         base_dtype: the dtype of the frozen weights in the layers with LoRA, in memory and in matrix products, for
@@ -229,12 +230,10 @@ def attach_lora(
         The model as a peft model, which `Trainer` can save, resume and load again.
 
     Raises:
-        ValueError: the model has no prompts; or the rank is larger than its widths.
+        ValueError: the rank is larger than the widths of the model.
     """
-    if model.prompt_learner is None:
-        raise ValueError("the model has no prompts (num_prompt_tokens is 0): build it with ECCLModel.from_clip first")
     with _without_deprecations():
-        trained = ECCLPeftModel(model, _make_settings(rank, alpha))
+        trained = ECCLPeftModel(model, _make_settings(rank, alpha, model))
     if base_dtype is not None:
         for layer in _lora_layers(trained):
             layer.lower_base(base_dtype)
@@ -245,9 +244,32 @@ def _lora_layers(model: PeftModel) -> list[LoraLinear]:
     return [module for module in model.modules() if isinstance(module, LoraLinear)]
 
 
-def _make_settings(rank: int, alpha: int) -> LoraConfig:
+def train_prompts(model: ECCLModel) -> ECCLModel:
+    """Freezes everything but the prompts and the projections that make image prompts from them.
+
+    Args:
+        model: is changed in place.
+
+    Returns:
+        The same model.
+
+    Raises:
+        ValueError: the model has no prompts.
+    """
+    if model.prompt_learner is None:
+        raise ValueError("the model has no prompts (num_prompt_tokens is 0), so there is nothing to train")
+    model.requires_grad_(False)
+    model.prompt_learner.requires_grad_(True)
+    return model
+
+
+def _make_settings(rank: int, alpha: int, model: ECCLModel) -> LoraConfig:
     settings = LoraConfig(
-        r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=TARGET_MODULES, modules_to_save=["prompt_learner"]
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=0.0,
+        target_modules=TARGET_MODULES,
+        modules_to_save=["prompt_learner"] if model.prompt_learner is not None else None,
     )
     settings._register_custom_module({nn.Linear: LoraLinear})
     return settings
@@ -270,7 +292,7 @@ def _require_own_settings(settings: PeftConfig, model: ECCLModel) -> None:
         )
     if not (isinstance(settings.lora_alpha, (int, float)) and math.isfinite(settings.lora_alpha)):
         raise ValueError(f"lora_alpha is {settings.lora_alpha!r}, it must be a number")
-    own = _make_settings(settings.r, 1).to_dict()
+    own = _make_settings(settings.r, 1, model).to_dict()
     for name, value in settings.to_dict().items():
         if name not in _FREE_SETTINGS and value != own[name]:
             raise ValueError(
@@ -392,4 +414,5 @@ __all__ = [
     "load_adapter",
     "merge_lora",
     "save_adapter",
+    "train_prompts",
 ]

@@ -13,12 +13,14 @@ from ..utils.files import complete_file, locked_folder, read_json, require_writa
 from .bases import BASE_FOLDER_FILE
 
 RECORD_FILE = "eccl_run.json"
+# What transformers has logged in each step and evaluation.
+TRAINING_LOG = "training_log.json"
 _CHECKPOINT = re.compile(r"checkpoint-\d+")
 # What a run writes at its end. It writes no licence, and its tokenizer is in two files.
 _RUN_FILES = {
     *("README.md", "config.json", "model.safetensors", "model.safetensors.index.json", "processor_config.json"),
     *("configuration_eccl.py", "modeling_eccl.py", "processing_eccl.py", "pipeline_eccl.py"),
-    *("tokenizer.json", "tokenizer_config.json"),
+    *("tokenizer.json", "tokenizer_config.json", TRAINING_LOG),
 }
 _ADAPTER_FILES = {"README.md", "config.json", "adapter_config.json", "adapter_model.safetensors", BASE_FOLDER_FILE}
 # A run writes no such files, and a user may send its output to one of them.
@@ -120,4 +122,4 @@ def is_finished(path: Path) -> bool | None:
     return finished
 
 
-__all__ = ["RECORD_FILE", "RunFolder", "claim_run_folder", "is_finished"]
+__all__ = ["RECORD_FILE", "TRAINING_LOG", "RunFolder", "claim_run_folder", "is_finished"]

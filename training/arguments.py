@@ -11,6 +11,8 @@ import torch
 from accelerate import PartialState
 from transformers import TrainingArguments
 
+from .augmentation import WORD_DROP_PROBABILITY
+
 _logger = logging.getLogger(__name__)
 
 
@@ -23,8 +25,12 @@ class ECCLTrainingArguments(TrainingArguments):
     """
 
     output_dir: str = field(default="eccl-output", metadata={"help": "Folder for the checkpoints and the final model."})
-    tune: Literal["lora", "full"] = field(
-        default="lora", metadata={"help": "lora: train the prompts and LoRA; full: train every parameter."}
+    tune: Literal["lora", "prompts", "full"] = field(
+        default="lora",
+        metadata={
+            "help": "lora: train the prompts and LoRA (LoRA alone with --num_prompt_tokens 0); prompts: train the "
+            "prompts alone; full: train every parameter of a model without prompts."
+        },
     )
     lora_rank: int = field(default=4, metadata={"help": "Rank of the LoRA matrices."})
     lora_alpha: int = field(default=4, metadata={"help": "LoRA updates are scaled by alpha / rank."})
@@ -41,8 +47,8 @@ class ECCLTrainingArguments(TrainingArguments):
         default_factory=lambda: ["tal=1", "identity_memory=1", "instance_memory=0.1"],
         metadata={
             "help": "Losses with their weights, for example: --losses tal=1 identity_memory=0.5. Known losses: "
-            "tal, identity_memory, instance_memory, contrastive, sdm, cmpm, identity_classification, and attribute "
-            "(synthetic benchmark only)."
+            "tal, memory_tal, identity_memory, instance_memory, contrastive, sdm, cmpm, identity_classification, "
+            "projection_classification, masked_language_modelling, and attribute (synthetic benchmark only)."
         },
     )
     tal_temperature: float = field(
@@ -61,6 +67,33 @@ class ECCLTrainingArguments(TrainingArguments):
     instance_memory_momentum: float = field(
         default=0.1, metadata={"help": "Fraction of the old row that an update of the instance memory keeps, 0 to 1."}
     )
+    memory_start: Literal["evaluation", "augmented"] = field(
+        default="evaluation",
+        metadata={
+            "help": "Pairs that the memories start from. evaluation: images and captions as in evaluation; augmented: "
+            "each training pair as its first draw augments it."
+        },
+    )
+    contrastive_temperature: float | None = field(
+        default=None,
+        metadata={
+            "help": "Temperature of the contrastive loss; must be positive (default: that of the model, which is "
+            "trained with --tune full)."
+        },
+    )
+    learned_loss_weights: bool = field(
+        default=False,
+        metadata={"help": "Learn a factor for each loss in addition to its weight, from the uncertainty of the loss."},
+    )
+    sdm_temperature: float = field(default=0.02, metadata={"help": "Temperature of the sdm loss; must be positive."})
+    interaction_depth: int = field(
+        default=4,
+        metadata={"help": "Number of transformer blocks with which masked_language_modelling predicts words."},
+    )
+    mask_probability: float = field(
+        default=0.15,
+        metadata={"help": "Probability with which masked_language_modelling masks a word; more than 0, at most 1."},
+    )
 
     num_train_epochs: float = field(default=60, metadata={"help": "Number of passes over all training pairs."})
     per_device_train_batch_size: int = field(
@@ -71,11 +104,25 @@ class ECCLTrainingArguments(TrainingArguments):
         metadata={"help": "Learning rate of the prompts and their projections; of everything with --tune full."},
     )
     lora_learning_rate: float = field(default=1e-4, metadata={"help": "Learning rate of the LoRA matrices."})
+    learning_rate_factors: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Factors on the learning rate of the parameters whose names contain a text, for example: "
+            "--learning_rate_factors cross=5 bias=2. If several texts fit a name, the last one counts."
+        },
+    )
     warmup_epochs: int = field(
         default=5,
         metadata={"help": "Number of epochs in which the learning rates rise from a tenth to their full value."},
     )
     weight_decay: float = field(default=4e-5, metadata={"help": "L2 weight decay of everything that is trained."})
+    no_weight_decay: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Parameters whose names contain one of these texts get no weight decay, for example: "
+            "--no_weight_decay bias."
+        },
+    )
     decoupled_weight_decay: bool = field(
         default=False, metadata={"help": "Use AdamW's decoupled weight decay instead of L2."}
     )
@@ -93,6 +140,10 @@ class ECCLTrainingArguments(TrainingArguments):
     augment: bool = field(
         default=True,
         metadata={"help": "Apply the published augmentation of images and captions (--no_augment: do not)."},
+    )
+    word_drop_probability: float = field(
+        default=WORD_DROP_PROBABILITY,
+        metadata={"help": "Probability with which the augmentation drops each word of a caption, 0 to 1."},
     )
     sampler: Literal["random", "identity"] = field(
         default="random",
@@ -174,12 +225,13 @@ class ECCLTrainingArguments(TrainingArguments):
         self._refuse_arguments_without_effect()
 
     def _check_objective(self) -> None:
-        if self.tune not in ("lora", "full"):
-            raise ValueError(f"tune is {self.tune!r}, it must be lora or full")
+        if self.tune not in ("lora", "prompts", "full"):
+            raise ValueError(f"tune is {self.tune!r}, it must be lora, prompts or full")
         if self.base_dtype not in ("float32", "bfloat16"):
             raise ValueError(f"base_dtype is {self.base_dtype!r}, it must be float32 or bfloat16")
-        if self.base_dtype != "float32" and self.tune == "full":
-            raise ValueError(f"base_dtype is {self.base_dtype}, but with tune full no weight is frozen: leave it out")
+        if self.base_dtype != "float32" and self.tune != "lora":
+            reason = "no weight is frozen" if self.tune == "full" else "no layer has LoRA"
+            raise ValueError(f"base_dtype is {self.base_dtype}, but with tune {self.tune} {reason}: leave it out")
         # Imported here: the table's module needs this one.
         from .objective import LOSS_TERMS
 
@@ -187,7 +239,13 @@ class ECCLTrainingArguments(TrainingArguments):
             raise ValueError(f"losses: unknown {', '.join(unknown)}; the known losses are {', '.join(LOSS_TERMS)}")
         if not any(self.loss_weights.values()):
             raise ValueError("losses: all weights are 0, so there is nothing to train")
-        for name in ("tal", "identity_memory", "instance_memory"):
+        tokens = [name for name, weight in self.loss_weights.items() if weight and _needs_tokens(LOSS_TERMS[name])]
+        if self.embed_chunk_size is not None and tokens:
+            raise ValueError(
+                f"embed_chunk_size is {self.embed_chunk_size}, but {', '.join(tokens)} needs the tokens of the whole "
+                "batch at once: leave embed_chunk_size out"
+            )
+        for name in ("tal", "identity_memory", "instance_memory", "sdm"):
             # Written so that NaN is refused, too.
             if not getattr(self, f"{name}_temperature") > 0:
                 raise ValueError(f"{name}_temperature is {getattr(self, f'{name}_temperature')}, it must be positive")
@@ -196,6 +254,18 @@ class ECCLTrainingArguments(TrainingArguments):
                 raise ValueError(f"{name} is {getattr(self, name)}, it must be between 0 and 1")
         if not self.tal_margin >= 0:
             raise ValueError(f"tal_margin is {self.tal_margin}, it must be at least 0")
+        if self.contrastive_temperature is not None and not self.contrastive_temperature > 0:
+            raise ValueError(f"contrastive_temperature is {self.contrastive_temperature}, it must be positive")
+        if self.memory_start not in ("evaluation", "augmented"):
+            raise ValueError(f"memory_start is {self.memory_start!r}, it must be evaluation or augmented")
+        if self.memory_start == "augmented" and not self.augment:
+            raise ValueError("memory_start is augmented, but augment is False: leave one of them out")
+        if not 0 <= self.word_drop_probability <= 1:
+            raise ValueError(f"word_drop_probability is {self.word_drop_probability}, it must be between 0 and 1")
+        if self.interaction_depth < 1:
+            raise ValueError(f"interaction_depth is {self.interaction_depth}, it must be at least 1")
+        if not 0 < self.mask_probability <= 1:
+            raise ValueError(f"mask_probability is {self.mask_probability}, it must be more than 0 and at most 1")
 
     def _check_optimisation(self) -> None:
         for name in ("lora_rank", "lora_alpha", "per_device_train_batch_size", "per_device_eval_batch_size"):
@@ -205,6 +275,12 @@ class ECCLTrainingArguments(TrainingArguments):
             value = getattr(self, name)
             if not (value >= 0 and math.isfinite(value)):
                 raise ValueError(f"{name} is {value}, it must be a number, at least 0")
+        if "" in self.rate_factors:
+            raise ValueError("learning_rate_factors: an entry has no text before its factor, it must be text=factor")
+        if isinstance(self.no_weight_decay, str) or not all(map(_is_text, self.no_weight_decay)):
+            raise ValueError(
+                f"no_weight_decay is {self.no_weight_decay!r}, it must be a list of texts that are parts of names"
+            )
         if self.warmup_epochs < 0:
             raise ValueError(f"warmup_epochs is {self.warmup_epochs}, it must be at least 0")
         if self.max_steps == 0 or self.max_steps < -1:
@@ -275,22 +351,18 @@ class ECCLTrainingArguments(TrainingArguments):
         Raises:
             ValueError: an entry is not `name=weight`, is given twice, or its weight is negative or not a number.
         """
-        given: Any = self.losses
-        entries = given.items() if isinstance(given, Mapping) else [str(entry).partition("=")[::2] for entry in given]
-        weights: dict[str, float] = {}
-        for name, text in entries:
-            try:
-                weight = float(text)
-            except (TypeError, ValueError):
-                weight = math.nan
-            if not 0 <= weight < math.inf:
-                raise ValueError(
-                    f"losses: the weight of {name!r} is {text!r}, it must be a number of at least 0 (tal=1)"
-                )
-            if name in weights:
-                raise ValueError(f"losses: {name!r} is given twice")
-            weights[name] = weight
-        return weights
+        return _read_numbers("losses", "weight", self.losses, "tal=1")
+
+    @property
+    def rate_factors(self) -> dict[str, float]:
+        """The factor on the learning rate for each part of a parameter's name, in the given order.
+
+        `learning_rate_factors` may be a list of `text=factor`, or a mapping as in a recipe.
+
+        Raises:
+            ValueError: as for `loss_weights`.
+        """
+        return _read_numbers("learning_rate_factors", "factor", self.learning_rate_factors, "bias=2")
 
     @property
     def resume(self) -> str | bool | None:
@@ -302,6 +374,34 @@ class ECCLTrainingArguments(TrainingArguments):
     def epoch_schedule(self) -> bool:
         """Whether the published per-epoch schedule is used; setting another `lr_scheduler_type` turns it off."""
         return self.lr_scheduler_type == "linear"
+
+
+def _read_numbers(option: str, kind: str, given: Any, example: str) -> dict[str, float]:
+    """Reads the numbers of an option by name: a list of `name=number`, or a mapping."""
+    entries = given.items() if isinstance(given, Mapping) else [str(entry).partition("=")[::2] for entry in given]
+    numbers: dict[str, float] = {}
+    for name, text in entries:
+        try:
+            number = float(text)
+        except (TypeError, ValueError):
+            number = math.nan
+        if not 0 <= number < math.inf:
+            raise ValueError(
+                f"{option}: the {kind} of {name!r} is {text!r}, it must be a number of at least 0 ({example})"
+            )
+        if name in numbers:
+            raise ValueError(f"{option}: {name!r} is given twice")
+        numbers[name] = number
+    return numbers
+
+
+def _needs_tokens(term: Any) -> bool:
+    """Whether a row of the table of losses needs tokens; a function that makes a loss does not say so."""
+    return getattr(term, "needs_tokens", False)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and value != ""
 
 
 def epoch_factor(epoch: int, num_epochs: int, warmup_epochs: int = 5) -> float:

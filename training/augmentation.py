@@ -15,7 +15,8 @@ _FLIP_PROBABILITY = 0.5
 _ERASE_PROBABILITY = 0.5
 _ERASE_AREA = (0.02, 0.4)
 _ERASE_RATIO = (0.3, 3.3)
-_DROP_WORD_PROBABILITY = 0.1
+# The published probability.
+WORD_DROP_PROBABILITY = 0.1
 
 
 def augment_image(image: Any, height: int, width: int, rng: random.Random) -> Image.Image:
@@ -66,10 +67,10 @@ def random_erase(pixels: torch.Tensor, fill: Sequence[float], rng: random.Random
     return pixels
 
 
-def drop_words(caption: str, rng: random.Random) -> str:
-    """Drops each word of a caption with probability 0.1; a caption that would lose all its words stays whole."""
+def drop_words(caption: str, rng: random.Random, probability: float = WORD_DROP_PROBABILITY) -> str:
+    """Drops each word of a caption with a probability, 0 to 1; one that would lose all its words stays whole."""
     words = caption.split()
-    return " ".join(word for word in words if rng.random() >= _DROP_WORD_PROBABILITY) or caption
+    return " ".join(word for word in words if rng.random() >= probability) or caption
 
 
-__all__ = ["augment_image", "drop_words", "random_erase"]
+__all__ = ["WORD_DROP_PROBABILITY", "augment_image", "drop_words", "random_erase"]

@@ -74,18 +74,64 @@ def triplet_alignment_loss(
         raise ValueError(f"margin is {margin}, it must not be negative")
     similarities = cosine_similarity_matrix(text_features, image_features)
     positive = person_ids[:, None] == person_ids[None, :]
-    has_negative = ~positive.all(dim=1)
+    settings = temperature, margin
+    text_to_image = _align_triplets(similarities, positive, ~positive, *settings)
+    return text_to_image + _align_triplets(similarities.T, positive, ~positive, *settings)
 
-    def one_direction(rows: torch.Tensor) -> torch.Tensor:
-        scaled = rows / temperature
-        weights = scaled.detach().masked_fill(~positive, -torch.inf).softmax(dim=1)
-        positives = (weights * rows).sum(dim=1)
-        # Rows without negatives keep finite values here: a NaN would pass through the mask below in the backward pass.
-        masked = scaled.masked_fill(positive & has_negative[:, None], -torch.inf)
-        hardest = temperature * masked.logsumexp(dim=1)
-        return torch.where(has_negative, (margin - positives + hardest).clamp(min=0), 0.0).sum()
 
-    return one_direction(similarities) + one_direction(similarities.T)
+def memory_triplet_alignment_loss(
+    image_features: torch.Tensor,
+    text_features: torch.Tensor,
+    person_ids: torch.Tensor,
+    image_rows: torch.Tensor,
+    text_rows: torch.Tensor,
+    temperature: float = 0.02,
+    margin: float = 0.2,
+) -> torch.Tensor:
+    """TAL with more negatives: to those of the batch, it adds the memory's rows of all other persons.
+
+    The positives are those of [`triplet_alignment_loss`]. The rows get no gradient.
+
+    Args:
+        image_features, text_features: `(batch, dim)`.
+        person_ids: `(batch,)`, labels `0 .. persons - 1`.
+        image_rows, text_rows: `(persons, dim)`, unit vectors; row i is of person i.
+        temperature, margin: as for [`triplet_alignment_loss`].
+
+    Returns:
+        The sum over the batch and both directions.
+
+    Raises:
+        ValueError: as for [`triplet_alignment_loss`].
+    """
+    _check_batch(image_features, text_features, person_ids)
+    _check_positive("temperature", temperature)
+    if margin < 0:
+        raise ValueError(f"margin is {margin}, it must not be negative")
+    similarities = cosine_similarity_matrix(text_features, image_features)
+    positive = person_ids[:, None] == person_ids[None, :]
+    of_others = person_ids[:, None] != torch.arange(len(image_rows), device=person_ids.device)
+    negative = torch.cat([~positive, of_others], dim=1)
+    positive = torch.cat([positive, torch.zeros_like(of_others)], dim=1)
+    on_images = torch.cat([similarities, cosine_similarity_matrix(text_features, image_rows)], dim=1)
+    on_texts = torch.cat([similarities.T, cosine_similarity_matrix(image_features, text_rows)], dim=1)
+    settings = temperature, margin
+    text_to_image = _align_triplets(on_images, positive, negative, *settings)
+    return text_to_image + _align_triplets(on_texts, positive, negative, *settings)
+
+
+def _align_triplets(
+    similarities: torch.Tensor, positive: torch.Tensor, negative: torch.Tensor, temperature: float, margin: float
+) -> torch.Tensor:
+    """One direction of TAL: the sum over the rows of `similarities`; the other two say what each entry is."""
+    has_negative = negative.any(dim=1)
+    scaled = similarities / temperature
+    weights = scaled.detach().masked_fill(~positive, -torch.inf).softmax(dim=1)
+    positives = (weights * similarities).sum(dim=1)
+    # Rows without negatives keep finite values here: a NaN would pass through the mask below in the backward pass.
+    masked = scaled.masked_fill(~negative & has_negative[:, None], -torch.inf)
+    hardest = temperature * masked.logsumexp(dim=1)
+    return torch.where(has_negative, (margin - positives + hardest).clamp(min=0), 0.0).sum()
 
 
 def similarity_distribution_matching_loss(
@@ -179,6 +225,43 @@ def identity_classification_loss(
         )
     image_loss = nn.functional.cross_entropy(image_logits.float(), labels)
     return (image_loss + nn.functional.cross_entropy(text_logits.float(), labels)) / 2
+
+
+def projection_classification_loss(
+    image_features: torch.Tensor, text_features: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor
+) -> torch.Tensor:
+    """CMPC: classifies the person from each feature's projection onto the other modality (ECCV 2018, 3.3).
+
+    The image feature x of a pair is projected onto the direction of its text feature y, `z = (x . u) u` with
+    `u = y / |y|`, and each text feature onto the direction of its image feature. The logits of the persons are
+    `z . w / |w|` for each column w of the weight ("Deep Cross-Modal Projection Learning for Image-Text Matching").
+
+    Args:
+        image_features, text_features: `(batch, dim)`, unnormalised.
+        weight: `(dim, persons)`; its columns are normalised here.
+        labels: `(batch,)`, `0 .. persons - 1`.
+
+    Returns:
+        The mean over the batch, summed over both directions.
+
+    Raises:
+        ValueError: the shapes do not agree.
+    """
+    _check_batch(image_features, text_features, labels)
+    if weight.ndim != 2 or len(weight) != image_features.shape[1]:
+        raise ValueError(
+            f"weight is {tuple(weight.shape)}, it must be (dim, persons) with the dim {image_features.shape[1]} of "
+            "the features"
+        )
+    with torch.autocast(text_features.device.type, enabled=False):
+        unit_images, unit_texts = unit_rows(image_features), unit_rows(text_features)
+        # The product of x . u and the logits of u: the same as the logits of z, with one small factor per row.
+        lengths_on_texts = (image_features.float() * unit_texts).sum(dim=1, keepdim=True)
+        lengths_on_images = (text_features.float() * unit_images).sum(dim=1, keepdim=True)
+        unit_columns = nn.functional.normalize(weight.float(), dim=0)
+        image_logits = lengths_on_texts * (unit_texts @ unit_columns)
+        text_logits = lengths_on_images * (unit_images @ unit_columns)
+    return nn.functional.cross_entropy(image_logits, labels) + nn.functional.cross_entropy(text_logits, labels)
 
 
 def image_text_contrastive_loss(

@@ -9,13 +9,16 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, IterableDataset
 
 from .arguments import ECCLTrainingArguments
+from .interaction import CaptionMasker, InteractionEncoder, MaskedPairs, MaskedStream
 from .losses import (
     cross_modal_projection_matching_loss,
     identity_classification_loss,
     image_text_contrastive_loss,
+    memory_triplet_alignment_loss,
+    projection_classification_loss,
     similarity_distribution_matching_loss,
     triplet_alignment_loss,
 )
@@ -34,6 +37,10 @@ class PairBatch:
         person_labels: `(batch,)`: the person of each pair, a label `0 .. num_persons - 1`.
         image_indices: `(batch,)`: the index of each pair's image in the training set.
         extra: what a loss added to the items of the training set, by name; `(batch, ...)`.
+        image_tokens: `(batch, 1 + patches, dim)`: the class token and the patches of each image in the shared space;
+            `None` unless a loss of the run has `needs_tokens`.
+        masked_text_tokens: `(batch, length, dim)`: the tokens of each masked caption in the shared space, likewise.
+            Prompts may take the last positions of the text.
     """
 
     image_features: torch.Tensor
@@ -42,10 +49,21 @@ class PairBatch:
     person_labels: torch.Tensor
     image_indices: torch.Tensor
     extra: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    image_tokens: torch.Tensor | None = None
+    masked_text_tokens: torch.Tensor | None = None
 
     def detach(self) -> "PairBatch":
-        """Returns the batch with features that have no gradient."""
-        return replace(self, image_features=self.image_features.detach(), text_features=self.text_features.detach())
+        """Returns the batch with features and tokens that have no gradient."""
+        return self._with_features(torch.Tensor.detach)
+
+    def float(self) -> "PairBatch":
+        """Returns the batch in float32."""
+        return replace(self._with_features(torch.Tensor.float), logit_scale=self.logit_scale.float())
+
+    def _with_features(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "PairBatch":
+        names = ("image_features", "text_features", "image_tokens", "masked_text_tokens")
+        values = {name: getattr(self, name) for name in names}
+        return replace(self, **{name: change(value) for name, value in values.items() if value is not None})
 
 
 @dataclass(frozen=True)
@@ -67,7 +85,7 @@ class LossTerm(nn.Module):
     """One named loss of the objective, with its settings, its state and its parameters, if it has any.
 
     A subclass implements `forward`. Its buffers and parameters are saved in every checkpoint and restored on resume;
-    its parameters are trained with `learning_rate`.
+    its parameters are trained with `learning_rate`, times their factor in `learning_rate_factors`.
 
     Args:
         args: settings of the run.
@@ -81,6 +99,9 @@ class LossTerm(nn.Module):
     needs_start = False
     # Whether the loss must know all persons or images before the first step. A stream does not give them.
     needs_training_set = False
+    # Whether the loss needs the tokens of a [`PairBatch`]. Its `wrap_pairs` then adds the masked captions to the items:
+    # `masked_input_ids` `(length,)`, of the same length in all items.
+    needs_tokens = False
 
     def __init__(self, args: ECCLTrainingArguments, pairs: CaptionPairs, dim: int):
         super().__init__()
@@ -182,21 +203,43 @@ class InstanceMemoryTerm(_MemoryTerm):
         return pairs.image_indices
 
 
-class ContrastiveTerm(LossTerm):
-    """InfoNCE at the model's own `logit_scale`, which is trained with it."""
+class MemoryTripletTerm(IdentityMemoryTerm):
+    """TAL whose negatives are also the rows of an identity memory: an alternative to `tal`."""
 
-    trains_logit_scale = True
-
-    def forward(self, batch: PairBatch) -> dict[str, torch.Tensor]:
-        return {"loss": image_text_contrastive_loss(batch.image_features, batch.text_features, batch.logit_scale)}
-
-
-class SimilarityDistributionTerm(LossTerm):
-    """SDM at the published scale of 50 (IRRA, CVPR 2023)."""
+    def __init__(self, args: ECCLTrainingArguments, pairs: CaptionPairs, dim: int):
+        super().__init__(args, pairs, dim)
+        self.temperature, self.margin = args.tal_temperature, args.tal_margin
 
     def forward(self, batch: PairBatch) -> dict[str, torch.Tensor]:
         features = batch.image_features, batch.text_features
-        return {"loss": similarity_distribution_matching_loss(*features, batch.person_labels)}
+        rows = self.memory.image_rows, self.memory.text_rows
+        settings = self.temperature, self.margin
+        return {"loss": memory_triplet_alignment_loss(*features, batch.person_labels, *rows, *settings)}
+
+
+class ContrastiveTerm(LossTerm):
+    """InfoNCE with `contrastive_temperature`, or at the model's own `logit_scale`, which a full tuning trains."""
+
+    def __init__(self, args: ECCLTrainingArguments, pairs: CaptionPairs, dim: int):
+        super().__init__(args, pairs, dim)
+        self.temperature = args.contrastive_temperature
+        self.trains_logit_scale = self.temperature is None
+
+    def forward(self, batch: PairBatch) -> dict[str, torch.Tensor]:
+        scale = batch.logit_scale if self.temperature is None else 1 / self.temperature
+        return {"loss": image_text_contrastive_loss(batch.image_features, batch.text_features, scale)}
+
+
+class SimilarityDistributionTerm(LossTerm):
+    """SDM with `sdm_temperature` (IRRA, CVPR 2023)."""
+
+    def __init__(self, args: ECCLTrainingArguments, pairs: CaptionPairs, dim: int):
+        super().__init__(args, pairs, dim)
+        self.logit_scale = 1 / args.sdm_temperature
+
+    def forward(self, batch: PairBatch) -> dict[str, torch.Tensor]:
+        features = batch.image_features, batch.text_features
+        return {"loss": similarity_distribution_matching_loss(*features, batch.person_labels, self.logit_scale)}
 
 
 class ProjectionMatchingTerm(LossTerm):
@@ -224,6 +267,57 @@ class IdentityClassificationTerm(LossTerm):
         return {"loss": identity_classification_loss(image_logits, text_logits, batch.person_labels)}
 
 
+class ProjectionClassificationTerm(LossTerm):
+    """CMPC over the persons of the training set (ECCV 2018)."""
+
+    needs_training_set = True
+
+    def __init__(self, args: ECCLTrainingArguments, pairs: CaptionPairs, dim: int):
+        super().__init__(args, pairs, dim)
+        self.weight = nn.Parameter(torch.empty(dim, pairs.num_persons))
+        nn.init.xavier_uniform_(self.weight)
+
+    def forward(self, batch: PairBatch) -> dict[str, torch.Tensor]:
+        features = batch.image_features, batch.text_features
+        return {"loss": projection_classification_loss(*features, self.weight, batch.person_labels)}
+
+
+class MaskedLanguageModellingTerm(LossTerm, InteractionEncoder):
+    """Cross entropy of the masked words, predicted from the caption and the image (IRRA, CVPR 2023, section 3.2).
+
+    It is an [`~eccl.training.interaction.InteractionEncoder`], so that its parameters have the published names.
+
+    Args:
+        args: `interaction_depth` and `mask_probability`.
+        pairs: its processor makes the masked captions.
+        dim: width of the features.
+
+    Raises:
+        ValueError: the vocabulary is not of CLIP's kind, or the width is not that of whole attention heads.
+    """
+
+    needs_tokens = True
+
+    def __init__(self, args: ECCLTrainingArguments, pairs: CaptionPairs | StreamedPairs, dim: int):
+        masker = CaptionMasker(pairs.make_pixels.processor, args.mask_probability)
+        InteractionEncoder.__init__(self, dim, args.interaction_depth, masker.vocab_size)
+        self.masker = masker
+
+    def wrap_pairs(self, pairs: Dataset) -> Dataset:
+        """Returns the training set with a masked caption in each item."""
+        return (MaskedStream if isinstance(pairs, IterableDataset) else MaskedPairs)(pairs, self.masker)
+
+    def forward(self, batch: PairBatch) -> dict[str, torch.Tensor]:
+        assert batch.image_tokens is not None and batch.masked_text_tokens is not None  # because of `needs_tokens`
+        # With prompts, some tokens at the end of a text can be missing.
+        labels = batch.extra["masked_labels"][:, : batch.masked_text_tokens.shape[1]]
+        is_masked = labels != 0
+        scores = self.score_words(batch.masked_text_tokens, batch.image_tokens, is_masked)
+        total = nn.functional.cross_entropy(scores, labels[is_masked], reduction="sum")
+        # A batch whose captions have no word to mask gives 0, not NaN.
+        return {"loss": total / is_masked.sum().clamp(min=1)}
+
+
 def _make_attribute_term(args: ECCLTrainingArguments, pairs: CaptionPairs, dim: int) -> LossTerm:
     # Imported only here: no other run needs the synthetic generator.
     from ..dataset_scripts.synthetic.attribute_loss import AttributeTerm
@@ -234,12 +328,15 @@ def _make_attribute_term(args: ECCLTrainingArguments, pairs: CaptionPairs, dim: 
 # Every loss that `losses` of a recipe, or `--losses`, can name. A row makes the term from (args, pairs, dim).
 LOSS_TERMS: dict[str, Callable[[ECCLTrainingArguments, Any, int], LossTerm]] = {
     "tal": TripletAlignmentTerm,
+    "memory_tal": MemoryTripletTerm,
     "identity_memory": IdentityMemoryTerm,
     "instance_memory": InstanceMemoryTerm,
     "contrastive": ContrastiveTerm,
     "sdm": SimilarityDistributionTerm,
     "cmpm": ProjectionMatchingTerm,
     "identity_classification": IdentityClassificationTerm,
+    "projection_classification": ProjectionClassificationTerm,
+    "masked_language_modelling": MaskedLanguageModellingTerm,
     "attribute": _make_attribute_term,
 }
 
@@ -266,6 +363,8 @@ class ECCLObjective(nn.Module):
                     f"losses: {', '.join(needing)} must know all persons and images before the first step, and a "
                     "stream does not give them: leave it out, for example --losses tal=1"
                 )
+        # The logarithm of the variance of each loss, in the order of the weights.
+        self.log_variances = nn.Parameter(torch.zeros(len(self.weights))) if args.learned_loss_weights else None
         # Each term has its own name as attribute, so that a checkpoint's tensors are named after the losses.
         for name in self.weights:
             self.add_module(name, LOSS_TERMS[name](args, pairs, dim))
@@ -285,18 +384,18 @@ class ECCLObjective(nn.Module):
 
         The computation is in float32, under autocast too.
         """
-        batch = replace(
-            batch,
-            image_features=batch.image_features.float(),
-            text_features=batch.text_features.float(),
-            logit_scale=batch.logit_scale.float(),
-        )
+        batch = batch.float()
         parts: dict[str, torch.Tensor] = {}
         total = torch.zeros((), device=batch.image_features.device)
         with torch.autocast(batch.image_features.device.type, enabled=False):
-            for name, term in self.terms().items():
+            for index, (name, term) in enumerate(self.terms().items()):
                 values = term(batch)
-                total = total + self.weights[name] * sum(values.values())
+                loss = self.weights[name] * sum(values.values())
+                if self.log_variances is not None:
+                    # Kendall et al., CVPR 2018, equation 10, without the factor of a half.
+                    log_variance = self.log_variances[index]
+                    loss = (-log_variance).exp() * loss + log_variance
+                total = total + loss
                 parts |= {f"{name}_{part}": value for part, value in values.items()}
         return total, parts
 

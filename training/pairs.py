@@ -12,7 +12,7 @@ from PIL import Image
 from torch.utils.data import Dataset, default_collate
 
 from ..processing_eccl import ECCLProcessor, read_image
-from .augmentation import augment_image, drop_words, random_erase
+from .augmentation import WORD_DROP_PROBABILITY, augment_image, drop_words, random_erase
 
 
 class PairDraw(NamedTuple):
@@ -40,6 +40,7 @@ class CaptionPairs(Dataset):
         processor: gives the size of the images and the colour of erased rectangles.
         augment: apply the published augmentation; `False` applies the transforms of evaluation.
         seed: seed of the augmentation.
+        word_drop_probability: how likely the augmentation drops each word of a caption, 0 to 1.
 
     Attributes:
         person_labels: `(images,)`: the person of each image as a label `0 .. num_persons - 1`, in the order of the
@@ -48,8 +49,16 @@ class CaptionPairs(Dataset):
         image_of_pair, caption_of_pair: `(pairs,)`: index of the image, and of the caption among that image's captions.
     """
 
-    def __init__(self, dataset: datasets.Dataset, processor: ECCLProcessor, augment: bool = True, seed: int = 0):
+    def __init__(
+        self,
+        dataset: datasets.Dataset,
+        processor: ECCLProcessor,
+        augment: bool = True,
+        seed: int = 0,
+        word_drop_probability: float = WORD_DROP_PROBABILITY,
+    ):
         self.dataset, self.augment, self.seed = dataset, augment, seed
+        self.word_drop_probability = word_drop_probability
         self.make_pixels = PixelMaker(processor, augment)
         # As Arrow columns: a list of millions of rows would take minutes.
         columns = dataset.select_columns(["person_id", "captions"]).with_format("arrow")[:]
@@ -66,19 +75,25 @@ class CaptionPairs(Dataset):
         return len(self.image_of_pair)
 
     def __getitem__(self, drawn: int | PairDraw) -> dict[str, Any]:
-        """Makes one item; the index of a pair alone means its first draw."""
+        """Makes one item; the index of a pair alone means its first draw.
+
+        A loss that adds something random to an item seeds it with the item's `seed`, a text that depends only on the
+        seed, the pair and the draw.
+        """
         drawn = drawn if isinstance(drawn, PairDraw) else PairDraw(int(drawn))
         image_index = int(self.image_of_pair[drawn.pair])
         record = self.dataset[image_index]
         caption = record["captions"][int(self.caption_of_pair[drawn.pair])]
-        rng = random.Random(f"{self.seed}/{drawn.draw}/{drawn.pair}")
+        seed = f"{self.seed}/{drawn.draw}/{drawn.pair}"
+        rng = random.Random(seed)
         return {
             "pixel_values": self.make_pixels(record["image"], rng),
-            "caption": drop_words(caption, rng) if self.augment else caption,
+            "caption": drop_words(caption, rng, self.word_drop_probability) if self.augment else caption,
             "image_index": image_index,
             "person_label": int(self.person_labels[image_index]),
             "file_path": None if drawn.is_padding else record["file_path"],
             "is_padding": drawn.is_padding,
+            "seed": seed,
         }
 
 

@@ -12,7 +12,7 @@ from datasets.distributed import split_dataset_by_node
 from torch.utils.data import IterableDataset
 
 from ..processing_eccl import ECCLProcessor
-from .augmentation import drop_words
+from .augmentation import WORD_DROP_PROBABILITY, drop_words
 from .pairs import PixelMaker
 
 _logger = logging.getLogger(__name__)
@@ -36,6 +36,7 @@ class StreamedPairs(IterableDataset):
         augment: apply the published augmentation.
         seed: seed of the order and of the augmentation.
         skip_bad_images: leave unreadable images out, with a warning for each of the first ten, and with their number.
+        word_drop_probability: how likely the augmentation drops each word of a caption, 0 to 1.
     """
 
     def __init__(
@@ -46,10 +47,12 @@ class StreamedPairs(IterableDataset):
         augment: bool = True,
         seed: int = 0,
         skip_bad_images: bool = False,
+        word_drop_probability: float = WORD_DROP_PROBABILITY,
     ):
         self.rows, self.name, self.augment, self.seed = rows, name, augment, seed
         self.make_pixels = PixelMaker(processor, augment)
         self.skip_bad_images = skip_bad_images
+        self.word_drop_probability = word_drop_probability
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         rank, world_size = 0, 1
@@ -84,15 +87,17 @@ class StreamedPairs(IterableDataset):
     def _make_item(self, row: dict[str, Any], epoch: int) -> dict[str, Any]:
         captions, key = row["captions"], str(row["file_path"])
         start = _digest(key)
-        rng = random.Random(f"{self.seed}/{epoch}/{start}")
+        seed = f"{self.seed}/{epoch}/{start}"
+        rng = random.Random(seed)
         caption = captions[(start + epoch) % len(captions)]
         return {
             "pixel_values": self.make_pixels(row["image"], rng),
-            "caption": drop_words(caption, rng) if self.augment else caption,
+            "caption": drop_words(caption, rng, self.word_drop_probability) if self.augment else caption,
             "image_index": start,
             "person_label": _digest(f"person {row['person_id']}"),
             "file_path": key,
             "is_padding": False,
+            "seed": seed,
         }
 
 

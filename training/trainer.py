@@ -46,13 +46,14 @@ from .fingerprint import describe_run, digest_split, find_changes, read_run_id, 
 from .monitor import StepMonitor
 from .objective import ECCLObjective, EncodedTrainingSet, PairBatch
 from .pairs import CaptionPairs, PairCollator
+from .parameter_groups import ParameterKind, describe_groups, find_base_rates, group_parameters
 from .samplers import IdentitySampler, PairSampler
 from .streaming import StreamedPairs
 
 _logger = logging.getLogger(__name__)
 OBJECTIVE_FILE = "objective.safetensors"
 # The tensors of a batch that are not labels for the losses.
-_NOT_LABELS = {"input_ids", "attention_mask", "pixel_values", "is_padding"}
+_NOT_LABELS = {"input_ids", "attention_mask", "pixel_values", "is_padding", "masked_input_ids"}
 
 
 class EncodedBatch(NamedTuple):
@@ -119,6 +120,9 @@ class ECCLTrainer(Trainer):
             # DDP would wait for its gradient.
             model.logit_scale.requires_grad_(False)
         self._encoded_batches: list[EncodedBatch] = []
+        self._needs_tokens = any(term.needs_tokens for term in self.objective.terms().values())
+        # What the groups of the optimiser have in common, and the base rates at the last step.
+        self._kinds: list[ParameterKind] = []
         self._rates: list[float] = []
         self._monitor = StepMonitor()
         # With FSDP: the model without its weights, in which the shards are put together again.
@@ -132,8 +136,10 @@ class ECCLTrainer(Trainer):
             self._prepare_to_shard(model)
         elif os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
             _logger.warning("FSDP needs accelerators and there are none: every process trains a whole copy (DDP)")
-        # Impossible settings of the sampler are an error here, before the pass over the training set for the memories.
+        # Impossible settings of the sampler, and rates for parameters that do not exist, are an error here, before the
+        # pass over the training set for the memories.
         self.sampler = self.make_sampler()
+        group_parameters(self._trained_parameters(self.model), self.args)
 
     def _prepare_to_shard(self, model: ECCLModel | PeftModel) -> None:
         plugin = self.accelerator.state.fsdp_plugin
@@ -149,6 +155,7 @@ class ECCLTrainer(Trainer):
                 "leave out base_dtype, or train without FSDP"
             )
         trained = [name for name, term in self.objective.terms().items() if any(True for _ in term.parameters())]
+        trained += ["learned_loss_weights"] if self.args.learned_loss_weights else []
         if trained:
             raise ValueError(f"losses with parameters do not work with FSDP: leave out {', '.join(trained)}")
         # fully_shard accepts no scalar. The gradient of this one is the same in every process.
@@ -211,26 +218,28 @@ class ECCLTrainer(Trainer):
         return loader if self.sampler is None else self.accelerator.prepare(loader)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """Makes Adam over two groups: the LoRA matrices, and everything else that is trained."""
+        """Makes Adam over two groups: the LoRA matrices, and everything else that is trained.
+
+        `learning_rate_factors` and `no_weight_decay` divide them further, see [`group_parameters`].
+        """
         if self.optimizer is None:
-            named = [*(self.model if model is None else model).named_parameters(), *self.objective.named_parameters()]
-            trained = [(name, parameter) for name, parameter in named if parameter.requires_grad]
-            groups = [
-                {
-                    "params": [parameter for name, parameter in trained if ("lora_" in name) == is_lora],
-                    "lr": self.args.lora_learning_rate if is_lora else self.args.learning_rate,
-                }
-                for is_lora in (True, False)
-            ]
+            trained = self._trained_parameters(self.model if model is None else model)
+            groups = group_parameters(trained, self.args)
+            self._kinds = list(groups)
             adam = torch.optim.AdamW if self.args.decoupled_weight_decay else torch.optim.Adam
             self.optimizer = adam(
-                [group for group in groups if group["params"]],
+                describe_groups(groups, self.args),
                 lr=self.args.learning_rate,
                 betas=(self.args.adam_beta1, self.args.adam_beta2),
                 eps=self.args.adam_epsilon,
                 weight_decay=self.args.weight_decay,
             )
         return self.optimizer
+
+    def _trained_parameters(self, model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+        """The trained parameters of the model and of the losses, by name."""
+        named = [*model.named_parameters(), *self.objective.named_parameters()]
+        return [(name, parameter) for name, parameter in named if parameter.requires_grad]
 
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
@@ -397,8 +406,31 @@ class ECCLTrainer(Trainer):
         if self.is_fsdp_enabled:
             # transformers leaves a model that it will shard on the CPU.
             self.model.to(self.args.device)
+        if self.args.memory_start == "augmented":
+            self.objective.start(self._encode_augmented_pairs())
+            return
         embeds = self._embed(self.pairs.dataset)
         self.objective.start(self._encode_training_set(embeds.image_embeds, embeds.text_embeds))
+
+    @torch.no_grad()
+    def _encode_augmented_pairs(self) -> EncodedTrainingSet:
+        """Encodes each training pair as its first draw augments it; every process encodes all pairs."""
+        image_features, text_features = [], []
+        loader = DataLoader(
+            self.pairs,
+            batch_size=self.args.eval_batch_size,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            worker_init_fn=leave_process_group,
+        )
+        for batch in loader:
+            inputs = {name: batch[name].to(self.args.device) for name in ("input_ids", "pixel_values")}
+            outputs = self.model(**inputs, pooled_only=True)
+            image_features.append(outputs.image_embeds.float())
+            text_features.append(outputs.text_embeds.float())
+        image_of_pair = self.pairs.image_of_pair.to(self.args.device)
+        labels = self.pairs.person_labels.to(self.args.device)[image_of_pair]
+        return EncodedTrainingSet(torch.cat(image_features), torch.cat(text_features), labels, image_of_pair)
 
     def _encode_training_set(self, image_embeds: torch.Tensor, text_embeds: torch.Tensor) -> EncodedTrainingSet:
         """Pairs the features of each training image `(images, dim)` with those of its captions `(pairs, dim)`."""
@@ -450,13 +482,26 @@ class ECCLTrainer(Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Computes the objective over the batches of all processes together."""
+        input_ids, count = inputs["input_ids"], len(inputs["input_ids"])
+        if self._needs_tokens:
+            # One call of the model: DDP expects no second one. What follows the end of a caption does not matter.
+            masked = inputs["masked_input_ids"]
+            padded = nn.functional.pad(input_ids, (0, masked.shape[1] - input_ids.shape[1]))
+            input_ids = torch.cat([padded, masked])
         outputs = model(
-            input_ids=inputs["input_ids"],
+            input_ids=input_ids,
             pixel_values=inputs["pixel_values"],
             embed_chunk_size=self.args.embed_chunk_size,
-            pooled_only=True,
+            pooled_only=not self._needs_tokens,
         )
-        pairs = self._gather_pairs(model, inputs, outputs.image_embeds, outputs.text_embeds)
+        features = {"image_features": outputs.image_embeds, "text_features": outputs.text_embeds[:count]}
+        if self._needs_tokens:
+            whole = self.accelerator.unwrap_model(model)
+            patches = whole.vision_model.post_layernorm(outputs.vision_model_output.last_hidden_state)
+            features["image_tokens"] = whole.visual_projection(patches)
+            words = outputs.text_model_output.last_hidden_state[count:]
+            features["masked_text_tokens"] = whole.text_projection(words)
+        pairs = self._gather_pairs(model, inputs, features)
         total, parts = self.objective(pairs)
         self._encoded_batches.append(EncodedBatch(pairs.detach(), inputs.get("file_paths", [])))
         if not total.isfinite():
@@ -469,21 +514,19 @@ class ECCLTrainer(Trainer):
         self,
         model: nn.Module,
         inputs: Mapping[str, Any],
-        image_features: torch.Tensor,
-        text_features: torch.Tensor,
+        features: dict[str, torch.Tensor],
     ) -> PairBatch:
-        """Joins the pairs of all processes, without padding."""
+        """Joins the pairs of all processes, without padding; `features` are those of a [`PairBatch`] by name."""
         labels = {
             name: value for name, value in inputs.items() if isinstance(value, torch.Tensor) and name not in _NOT_LABELS
         }
         if self.args.world_size > 1:
             is_real = ~self.accelerator.gather(inputs["is_padding"])
-            image_features = _gather_features(self.accelerator, image_features)[is_real]
-            text_features = _gather_features(self.accelerator, text_features)[is_real]
+            features = {name: _gather_features(self.accelerator, each)[is_real] for name, each in features.items()}
             labels = {name: self.accelerator.gather(value)[is_real] for name, value in labels.items()}
         logit_scale = self.accelerator.unwrap_model(model).logit_scale.exp()
-        person_labels, image_indices = labels.pop("person_labels"), labels.pop("image_indices")
-        return PairBatch(image_features, text_features, logit_scale, person_labels, image_indices, labels)
+        own = {"person_labels": labels.pop("person_labels"), "image_indices": labels.pop("image_indices")}
+        return PairBatch(**features, logit_scale=logit_scale, **own, extra=labels)
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
         """Takes a step as `Trainer` does; the losses update their state after the last backward pass of the step."""
@@ -492,7 +535,7 @@ class ECCLTrainer(Trainer):
             self._check_gradient(model)
             if self.optimizer is not None:
                 # The scheduler steps before transformers logs: these are the rates that this step is taken with.
-                self._rates = [group["lr"] for group in self.optimizer.param_groups]
+                self._rates = find_base_rates(self._kinds, [group["lr"] for group in self.optimizer.param_groups])
             for batch in self._encoded_batches:
                 self._monitor.add(self.objective.update(batch.pairs))
             self._monitor.finish_step(sum(len(batch.pairs.image_features) for batch in self._encoded_batches))

@@ -35,7 +35,8 @@ def find_recipe(name: str) -> Path:
     """Finds the file of a recipe.
 
     Args:
-        name: a path (`my/recipe.yaml`), or the name of a recipe that ships with the package (`eccl_rstpreid`).
+        name: a path (`my/recipe.yaml`), or the name of a recipe that ships with the package (`eccl_rstpreid`,
+            `baselines/irra`).
 
     Raises:
         FileNotFoundError: there is no such recipe; the message lists the names that exist.
@@ -43,8 +44,15 @@ def find_recipe(name: str) -> Path:
     for path in (Path(name), RECIPES / name, RECIPES / f"{name}.yaml"):
         if path.is_file():
             return path
-    known = ", ".join(sorted(path.stem for path in RECIPES.glob("*.yaml")))
-    raise FileNotFoundError(f"there is no recipe {name!r}: give the path of a YAML file, or one of {known}")
+    raise FileNotFoundError(
+        f"there is no recipe {name!r}: give the path of a YAML file, or one of {', '.join(list_recipes())}"
+    )
 
 
-__all__ = ["BACKBONE", "RECIPES", "TRAINING_HELP", "clip_tokenizer", "find_recipe", "shipped_backbone"]
+def list_recipes() -> list[str]:
+    """Returns the names of the recipes that ship with the package; those of `accelerate/` are none."""
+    files = [path for folder in (".", "baselines", "experiments") for path in (RECIPES / folder).glob("*.yaml")]
+    return sorted(path.relative_to(RECIPES).with_suffix("").as_posix() for path in files)
+
+
+__all__ = ["BACKBONE", "RECIPES", "TRAINING_HELP", "clip_tokenizer", "find_recipe", "list_recipes", "shipped_backbone"]

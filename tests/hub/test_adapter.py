@@ -1,11 +1,12 @@
 import json
 
 import pytest
+import safetensors.torch
 import torch
 from peft import AutoPeftModel, PeftModel
 from peft.utils.hotswap import hotswap_adapter
 
-from eccl.hub.adapter import attach_lora, load_adapter, merge_lora, save_adapter
+from eccl.hub.adapter import attach_lora, count_parameters, load_adapter, merge_lora, save_adapter, train_prompts
 from eccl.hub.model_card import Facts, make_model_card
 from eccl.hub.publish import kind_of
 from eccl.modeling_eccl import ECCLModel
@@ -158,9 +159,94 @@ def test_an_adapter_that_names_no_base_needs_one(base, tiny_batch, tmp_path):
     assert config["num_prompt_tokens"] == 3 and config["vision_config"]["image_size"] == [32, 16]
 
 
-def test_lora_needs_a_model_with_prompts(base):
-    with pytest.raises(ValueError, match="has no prompts"):
-        attach_lora(ECCLModel.from_pretrained(base))
+# -- LoRA alone, and prompts alone
+
+
+def make_lora_alone(base, seed):
+    """Returns a model with LoRA and without prompts, whose trained parameters all differ from their initial values."""
+    torch.manual_seed(seed)
+    model = attach_lora(ECCLModel.from_pretrained(base)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+def test_of_a_model_without_prompts_lora_alone_is_trained(base, tiny_batch):
+    plain = ECCLModel.from_pretrained(base)
+    expected, total = features(plain, tiny_batch), sum(parameter.numel() for parameter in plain.parameters())
+    model = attach_lora(plain)
+    trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
+    # Two encoders of two layers, each with six maps: A and B of each.
+    assert len(trained) == 48 and all(".encoder.layers." in name and ".lora_" in name for name in trained)
+    # Rank 4: four maps of width x width, and two of width x 2 width.
+    count = sum(2 * (4 * 4 * 2 * width + 2 * 4 * 3 * width) for width in (32, 48))
+    assert count_parameters(model) == (count, total + count)
+    # B is zero at the start.
+    torch.testing.assert_close(features(model, tiny_batch), expected)
+    model(**tiny_batch).logits_per_text.sum().backward()
+    assert {name for name, value in model.named_parameters() if value.grad is not None} == trained.keys()
+
+
+def test_an_adapter_of_lora_alone_loads_merges_and_unloads(base, tiny_batch, tmp_path):
+    plain = features(ECCLModel.from_pretrained(base), tiny_batch)
+    model = make_lora_alone(base, 1)
+    expected = features(model, tiny_batch)
+    assert not torch.allclose(expected, plain, atol=1e-2)
+    save_adapter(model, tmp_path / "adapter", base)
+    assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["modules_to_save"] is None
+    assert json.loads((tmp_path / "adapter" / "config.json").read_text())["num_prompt_tokens"] == 0
+    weights = safetensors.torch.load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    assert len(weights) == 48 and all(".lora_" in name for name in weights)
+    loaded = load_adapter(tmp_path / "adapter")
+    torch.testing.assert_close(features(loaded, tiny_batch), expected)
+    with loaded.disable_adapter():
+        torch.testing.assert_close(features(loaded, tiny_batch), plain)
+    unloaded = load_adapter(tmp_path / "adapter", ECCLModel.from_pretrained(base)).unload()
+    assert type(unloaded) is ECCLModel and unloaded.prompt_learner is None
+    assert unloaded.state_dict().keys() == ECCLModel.from_pretrained(base).state_dict().keys()
+    torch.testing.assert_close(features(unloaded, tiny_batch), plain)
+    merged = merge_lora(loaded)
+    assert type(merged) is ECCLModel and merged.state_dict().keys() == unloaded.state_dict().keys()
+    torch.testing.assert_close(features(merged, tiny_batch), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_two_adapters_of_lora_alone_take_turns(base, tiny_batch, tmp_path):
+    expected = {}
+    for seed, name in enumerate(("cuhk", "rstp")):
+        model = make_lora_alone(base, seed)
+        expected[name] = features(model, tiny_batch)
+        save_adapter(model, tmp_path / name, base)
+    model = load_adapter(tmp_path / "cuhk", adapter_name="cuhk")
+    model.load_adapter(str(tmp_path / "rstp"), adapter_name="rstp")
+    for name in ("rstp", "cuhk"):
+        model.set_adapter(name)
+        torch.testing.assert_close(features(model, tiny_batch), expected[name])
+
+
+def test_adapters_with_and_without_prompts_do_not_mix(base, tmp_path):
+    save_adapter(make_lora_alone(base, 1), tmp_path / "lora", base)
+    save_adapter(make_trained(base, 1), tmp_path / "both", base)
+    with pytest.raises(ValueError, match=r"modules_to_save is None .*, an adapter of ECCL has .*prompt_learner"):
+        load_adapter(tmp_path / "both").load_adapter(tmp_path / "lora", "lora")
+    with pytest.raises(ValueError, match=r"modules_to_save is .*prompt_learner.*, an adapter of ECCL has None"):
+        load_adapter(tmp_path / "lora").load_adapter(tmp_path / "both", "both")
+    with pytest.raises(ValueError, match=r"modules_to_save is .*prompt_learner.*, an adapter of ECCL has None"):
+        load_adapter(tmp_path / "both", ECCLModel.from_pretrained(base))
+
+
+def test_prompts_alone_are_trained_with_their_projections(base, tiny_batch):
+    model = ECCLModel.from_clip(base, (32, 16), num_prompt_tokens=3, prompt_depth=2)
+    assert train_prompts(model) is model
+    trained = {name for name, value in model.named_parameters() if value.requires_grad}
+    assert trained == {name for name in model.state_dict() if name.startswith("prompt_learner.")}
+    # Two layers: three tokens of width 32 each, and a map from width 32 to 48.
+    assert count_parameters(model)[0] == 2 * (3 * 32 + 32 * 48 + 48)
+    model(**tiny_batch).logits_per_text.sum().backward()
+    assert {name for name, value in model.named_parameters() if value.grad is not None} == trained
+    with pytest.raises(ValueError, match=r"has no prompts \(num_prompt_tokens is 0\), so there is nothing to train"):
+        train_prompts(ECCLModel.from_pretrained(base))
 
 
 # -- An adapter knows its base

@@ -1,6 +1,6 @@
 import pytest
 
-from eccl.hub.run_folder import RECORD_FILE, claim_run_folder, is_finished
+from eccl.hub.run_folder import RECORD_FILE, TRAINING_LOG, claim_run_folder, is_finished
 
 
 def claim(path, checkpoints=False, resumes=False, overwrite=False):
@@ -19,7 +19,7 @@ def finish(path):
             (path / name).mkdir()
         with folder.finishing():
             assert is_finished(path) is False
-            for name in ("config.json", "model.safetensors", "README.md", "adapter/config.json"):
+            for name in ("config.json", "model.safetensors", "README.md", TRAINING_LOG, "adapter/config.json"):
                 (path / name).write_text("first")
     assert is_finished(path)
 

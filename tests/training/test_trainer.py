@@ -17,6 +17,7 @@ from transformers import AutoModel, AutoProcessor, CLIPConfig, CLIPModel, CLIPTo
 from eccl.dataset_scripts.sources import choose_splits
 from eccl.eval.benchmarks.training import peak_of_a_step
 from eccl.hub.adapter import load_adapter
+from eccl.hub.run_folder import TRAINING_LOG
 from eccl.modeling_eccl import ECCLModel
 from eccl.training.arguments import ECCLTrainingArguments
 from eccl.training.objective import LOSS_TERMS, ECCLObjective, EncodedTrainingSet, PairBatch
@@ -199,6 +200,49 @@ def test_the_command_resumes_from_the_last_checkpoint(backbone, benchmark, tmp_p
     assert [entry["step"] for entry in history if "loss" in entry] == list(range(1, 9))
 
 
+def test_the_log_lies_beside_the_final_model_and_an_overwritten_run_loses_it(
+    backbone, benchmark, tmp_path, monkeypatch
+):
+    out = tmp_path / "out"
+    tune(backbone, benchmark, out, "--losses tal=1 instance_memory=0.1 --seed 1")
+    history = json.loads((out / TRAINING_LOG).read_text())["log_history"]
+    steps = [entry for entry in history if "loss" in entry]
+    assert [entry["step"] for entry in steps] == list(range(1, 9))
+    parts = {"tal_loss", "instance_memory_loss_i2t", "instance_memory_loss_t2i"}
+    assert all({name for name in entry if name.endswith(("_loss", "_i2t", "_t2i"))} == parts for entry in steps)
+    evaluations = [entry for entry in history if "eval_rank1" in entry]
+    assert [entry["step"] for entry in evaluations[:2]] == [4, 8]
+    assert all({"eval_rank5", "eval_rank10", "eval_mAP", "eval_mINP"} <= entry.keys() for entry in evaluations)
+    # The first evaluations are those of the last checkpoint, too; the final one comes after it.
+    state = json.loads((out / "checkpoint-8" / "trainer_state.json").read_text())
+    assert history[: len(state["log_history"])] == state["log_history"]
+    # A run that overwrites this one removes the log at its start, and writes its own at the end.
+    seen = []
+    training_step = ECCLTrainer.training_step
+
+    def step(*arguments):
+        seen.append((out / TRAINING_LOG).exists())
+        return training_step(*arguments)
+
+    monkeypatch.setattr(ECCLTrainer, "training_step", step)
+    tune(backbone, benchmark, out, "--max_steps 2 --losses sdm=1 --overwrite True")
+    assert seen == [False, False]
+    history = json.loads((out / TRAINING_LOG).read_text())["log_history"]
+    assert [entry["sdm_loss"] > 0 for entry in history if "loss" in entry] == [True, True]
+
+
+@pytest.mark.parametrize("kind", ["lora", "prompts"])
+def test_random_weights_are_not_frozen(kind, benchmark, tmp_path):
+    with pytest.raises(ValueError, match=rf"init_from is missing: with tune {kind}, the weights .* give --tune full"):
+        run(f"--dataset_name cuhk_pedes --tune {kind}", data_dir=benchmark, output_dir=tmp_path / "out")
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_prompts_alone_need_prompts(backbone, benchmark, tmp_path):
+    with pytest.raises(ValueError, match=r"has no prompts \(num_prompt_tokens is 0\)"):
+        tune(backbone, benchmark, tmp_path / "out", "--tune prompts --num_prompt_tokens 0")
+
+
 def test_a_recipe_is_read_like_the_command_line(tmp_path):
     recipe = tmp_path / "recipe.yaml"
     # In YAML 1.1, 1e-3 is a text.
@@ -263,7 +307,7 @@ def test_help_shows_the_options_of_this_project_and_help_all_those_of_transforme
     assert changed - {"--remove_unused_columns", "--ddp_find_unused_parameters"} <= options["--help"]
     assert not {"--adam_beta1", "--fsdp", "--deepspeed"} & options["--help"]
     assert theirs <= options["--help_all"] and options["--help"] < options["--help_all"]
-    assert "{lora,full}" in shown["--help"] and "(default: None)" not in shown["--help_all"]
+    assert "{lora,prompts,full}" in shown["--help"] and "(default: None)" not in shown["--help_all"]
     # After a change of the options: TRAINING_HELP.write_text(train_eccl.format_help(train_eccl.make_parser(), False))
     assert f"{TRAINING_HELP.read_text()}\n" == shown["--help"]
 
