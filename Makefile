@@ -15,7 +15,7 @@ DEMO := demo
 BACKBONE := assets/synthetic-backbone
 SENTENCE := A woman in a red coat and blue jeans with a black backpack
 
-.PHONY: demo app test test-slow test-oldest test-newest wheel-check soak fidelity common-suite bench-data bench-rows bench-search bench-explanation bench-eval bench \
+.PHONY: demo app test test-slow test-oldest test-newest wheel-check soak fidelity common-suite bench-data bench-rows bench-search bench-explanation bench-eval bench compare compare-quick \
 	hub-check lint types format clean pretrain
 
 $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
@@ -131,6 +131,14 @@ pretrain: $(VENV)/.installed
 	$(PRETRAIN) --data_dir $(DEMO)/source --output_dir $(DEMO)/backbone-fine --init_from $(DEMO)/backbone-coarse $(FINE) --num_train_epochs 2
 	$(PRETRAIN) --data_dir $(DEMO)/source-hard --output_dir $(DEMO)/backbone --init_from $(DEMO)/backbone-fine $(FINE) --num_train_epochs 3
 	$(BIN)/python -m eccl.eval.evaluate_eccl --model $(DEMO)/backbone --dataset synthetic_pedes --data_dir $(DEMO)/source --output_dir $(DEMO)/backbone-results --overwrite
+
+# Compares six methods on three drawn benchmarks: under three hours on two cores. A comparison that was stopped continues.
+compare: $(VENV)/.installed
+	$(BIN)/python -m eccl.eval.compare_methods --output_dir $(DEMO)/comparison
+
+# Shows within five minutes that the comparison works; its figures say nothing about the methods.
+compare-quick: $(VENV)/.installed
+	$(BIN)/python -m eccl.eval.compare_methods --settings quick --seeds 2 --trials 2 --steps 6 --output_dir $(DEMO)/comparison-quick
 
 clean:
 	rm -rf $(VENV) $(VENV)-oldest $(VENV)-newest $(VENV)-milvus $(DEMO) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -526,6 +526,8 @@ def words_for(command, values: dict, **changes) -> list[str]:
     words = []
     # A benchmark needs its folder; other data sets do not. A folder can be searched without a gallery.
     wanted = {"data_dir", *(("model", "images", "query") if command is COMMANDS["search.commands"] else ())}
+    # Without a data set, it draws its own.
+    wanted |= {"dataset"} if command is COMMANDS["eval.compare_methods"] else set()
     for action in options_of(command):
         if not action.option_strings:
             words += [] if action.nargs == "?" else [str(given[action.dest])]

@@ -46,6 +46,7 @@ NOT_RUN = {
     "make test": "this test is a part of it",
     "benchmarks.explanation": "it takes minutes; tests/eval/test_explanation_benchmark.py runs it with few pictures",
     "benchmarks.speed": "it takes twenty minutes; tests/eval/test_speed_benchmark.py runs it with a tiny model",
+    "eccl-compare --dataset": "it trains methods for 60 epochs; tests/eval/test_comparison.py compares with few steps",
     "eccl-app": "it serves until it is stopped; tests/search/test_browser.py opens the page",
     "eight_gpus.yaml": "it needs eight GPUs; tests/training/test_launch_configs.py starts it on CPUs",
 }
@@ -259,6 +260,16 @@ def original_checkpoint(file: Path) -> None:
     torch.save(content, file)
 
 
+def pretrained_checkpoint(file: Path) -> None:
+    """Writes a checkpoint as MLLM4Text-ReID has it, with the vocabulary and the image size of the published model."""
+    content = torch.load(ROOT / "tests" / "goldens" / "irra_pretrained.pth", weights_only=True)
+    state, generator = content["model"], torch.Generator().manual_seed(0)
+    for name, rows in (("token_embedding.weight", 49_408), ("visual.positional_embedding", 1 + 24 * 8)):
+        width = state[f"base_model.{name}"].shape[1]
+        state[f"base_model.{name}"] = torch.randn(rows, width, generator=generator)
+    torch.save(content, file)
+
+
 def write_own_data(reader: "Reader", hub: LoopbackHub) -> None:
     """Writes `/data/mine.csv`, and puts a data set on the Hub: both have the images of RSTPReid."""
     data = reader.folder / "data"
@@ -288,6 +299,7 @@ def reader(tmp_path_factory):
         write_benchmark(SyntheticBenchmark(layout, **sizes), folder / "data" / name, num_workers=1)
     write_own_data(reader, hub)
     original_checkpoint(folder / "best.pth")
+    pretrained_checkpoint(folder / "best2.pth")
     reader.demo_output = reader.run_words(["make", "demo"])
     shutil.copy(next((folder / "demo" / "data" / "imgs").rglob("*.jpg")), folder / "person.jpg")
     words = ["train_eccl.py", "recipes/eccl_rstpreid.yaml", "--data_dir", "/data/RSTPReid", "--eval_strategy", "no"]

@@ -1,0 +1,316 @@
+"""The report of a comparison: tables, JSON, and pictures with error bars."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageDraw
+
+from ...hub.model_card import METRICS as TITLES
+from ...utils.files import complete_file
+from ...utils.text import plain_markdown, printable
+from .methods import ALL_METHODS, REFERENCE
+from .statistics import METRICS, Interval, PersonScores, mean_and_deviation, paired_bootstrap
+
+OUTPUTS = ("comparison.json", "comparison.md", "differences.png", "learning_curves.png")
+# The metrics whose differences have an interval.
+_COMPARED = ("rank1", "mAP")
+# Pictures are drawn at twice the size and reduced, for smooth edges.
+_SCALE = 2
+_COLOURS = ((31, 97, 181), (214, 88, 24), (34, 139, 84), (148, 64, 160), (176, 40, 60), (90, 90, 90), (0, 140, 150))
+_FONT = 13 * _SCALE
+_GREY = (222, 222, 222)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The final runs of one method in one setting.
+
+    Args:
+        method: a name in `ALL_METHODS`.
+        scores: the scores on the test split, one entry for each seed; one in all if nothing is trained.
+        records: the record of each run, see [`~eccl.eval.comparison.runs.Run`].
+        options: the options that the search has chosen.
+    """
+
+    method: str
+    scores: Sequence[PersonScores]
+    records: Sequence[Mapping[str, Any]]
+    options: Mapping[str, float]
+
+    @property
+    def title(self) -> str:
+        return ALL_METHODS[self.method].title
+
+    def figures(self, metric: str) -> list[float]:
+        """The figure of each seed, in percent."""
+        return [scores.mean(metric) for scores in self.scores]
+
+    def median(self, name: str) -> float | None:
+        """The median of a number in the records; `None` if they do not have it."""
+        values = sorted(record[name] for record in self.records if record.get(name) is not None)
+        return values[len(values) // 2] if values else None
+
+
+@dataclass(frozen=True)
+class SettingOutcome:
+    """All methods in one setting.
+
+    Args:
+        name: name of the setting.
+        description: the data set in words.
+        oracle: the oracle's Rank-1 on the test split, in percent; `None` if it is unknown.
+        outcomes: one entry for each method.
+    """
+
+    name: str
+    description: str
+    oracle: float | None
+    outcomes: Sequence[Outcome]
+
+    def intervals(self, metric: str, resamples: int) -> dict[str, Interval]:
+        """How much better the reference is than each other method; empty if the reference is not among them."""
+        reference = next((each for each in self.outcomes if each.method == REFERENCE), None)
+        if reference is None:
+            return {}
+        return {
+            each.method: paired_bootstrap(reference.scores, each.scores, metric, resamples)
+            for each in self.outcomes
+            if each.method != REFERENCE
+        }
+
+
+def make_tables(settings: Sequence[SettingOutcome], resamples: int) -> str:
+    """Makes the report in Markdown: for each setting a table of figures and a table of costs."""
+    parts = []
+    for setting in settings:
+        intervals = {metric: setting.intervals(metric, resamples) for metric in _COMPARED}
+        head = [
+            "method",
+            *(TITLES[metric] for metric in METRICS),
+            *(f"{ALL_METHODS[REFERENCE].title} minus this, {TITLES[metric]}" for metric in _COMPARED),
+        ]
+        rows = []
+        for each in setting.outcomes:
+            cells = [_with_deviation(each.figures(metric)) for metric in METRICS]
+            cells += [_with_ends(intervals[metric].get(each.method)) for metric in _COMPARED]
+            rows.append([each.title, *cells])
+        oracle = "" if setting.oracle is None else f" The oracle's Rank-1 is {setting.oracle:.1f}."
+        parts.append(f"## {plain_markdown(setting.name)}\n\n{setting.description}.{oracle}")
+        parts.append(_table(head, rows))
+        parts.append(_table(_COST_HEAD, [_cost_row(each) for each in setting.outcomes if each.records]))
+    return "\n\n".join(parts)
+
+
+_COST_HEAD = [
+    "method",
+    "trained parameters",
+    "pairs a second",
+    "peak memory, GiB",
+    "options from the search",
+]
+
+
+def _cost_row(outcome: Outcome) -> list[str]:
+    parameters, rate, memory = (
+        outcome.median(name) for name in ("trained_parameters", "pairs_per_second", "peak_memory")
+    )
+    options = ", ".join(f"{name} {value:g}" for name, value in outcome.options.items())
+    return [
+        outcome.title,
+        "-" if parameters is None else f"{parameters:,.0f}",
+        "-" if rate is None else f"{rate:.0f}",
+        "-" if memory is None else f"{memory / 2**30:.2f}",
+        options or "those of the recipe",
+    ]
+
+
+def _with_deviation(values: Sequence[float]) -> str:
+    mean, deviation = mean_and_deviation(values)
+    return f"{mean:.2f}" if math.isnan(deviation) else f"{mean:.2f} ± {deviation:.2f}"
+
+
+def _with_ends(interval: Interval | None) -> str:
+    if interval is None:
+        return "-"
+    text = f"{interval.difference:+.2f} ({interval.low:+.2f} to {interval.high:+.2f})"
+    return f"**{text}**" if interval.excludes_zero else text
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [f"| {' | '.join(head)} |", f"|{'---|' + '--:|' * (len(head) - 1)}"]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
+
+
+def make_content(header: Mapping[str, Any], settings: Sequence[SettingOutcome], resamples: int) -> dict[str, Any]:
+    """Makes the content of `comparison.json`: every figure of every seed, the intervals, and the costs."""
+    content: dict[str, Any] = {"header": dict(header), "settings": {}}
+    for setting in settings:
+        methods: dict[str, dict[str, Any]] = {}
+        for each in setting.outcomes:
+            methods[each.method] = {
+                "test": {metric: [round(value, 4) for value in each.figures(metric)] for metric in METRICS},
+                "options": dict(each.options),
+                "costs": {
+                    name: each.median(name)
+                    for name in ("trained_parameters", "pairs_per_second", "peak_memory", "seconds")
+                },
+            }
+        for metric in _COMPARED:
+            for method, interval in setting.intervals(metric, resamples).items():
+                methods[method].setdefault("reference_minus_this", {})[metric] = interval._asdict()
+        content["settings"][setting.name] = {
+            "description": setting.description,
+            "oracle_rank1": setting.oracle,
+            "methods": methods,
+        }
+    return content
+
+
+def draw_differences(settings: Sequence[SettingOutcome], resamples: int) -> Image.Image:
+    """Draws how much better the reference is than each method, with intervals: a panel for each setting and metric."""
+    panels = [
+        (f"{setting.name}, {TITLES[metric]}", setting.intervals(metric, resamples))
+        for setting in settings
+        for metric in _COMPARED
+    ]
+    methods = list(dict.fromkeys(method for _, intervals in panels for method in intervals))
+    ends = [end for _, intervals in panels for interval in intervals.values() for end in (interval.low, interval.high)]
+    low, high = min([-1.0, *ends]), max([1.0, *ends])
+    left, width, line, top, bottom = (_SCALE * size for size in (230, 300, 24, 34, 44))
+    columns = len(_COMPARED)
+    panel_height = top + bottom + line * len(methods)
+    rows = -(-len(panels) // columns)
+    image = Image.new("RGB", (left + columns * (width + 30 * _SCALE), rows * panel_height), "white")
+    draw = ImageDraw.Draw(image)
+    for index, (title, intervals) in enumerate(panels):
+        x0, y0 = left + (index % columns) * (width + 30 * _SCALE), (index // columns) * panel_height
+
+        def place(value: float, x0: int = x0) -> float:
+            return x0 + (value - low) / (high - low) * width
+
+        draw.text((x0, y0 + top / 2), printable(title), "black", font_size=_FONT, anchor="lm")
+        foot = y0 + top + line * len(methods)
+        for tick in _ticks(low, high):
+            draw.line((place(tick), y0 + top, place(tick), foot), fill="black" if tick == 0 else _GREY, width=_SCALE)
+            label = f"{tick:+g}" if tick else "0"
+            draw.text((place(tick), foot + 4 * _SCALE), label, "black", font_size=_FONT, anchor="mt")
+        for number, method in enumerate(methods):
+            y = y0 + top + line * (number + 0.5)
+            if index % columns == 0:
+                draw.text((left - 10 * _SCALE, y), ALL_METHODS[method].title, "black", font_size=_FONT, anchor="rm")
+            if (interval := intervals.get(method)) is None:
+                continue
+            colour = _COLOURS[0] if interval.low > 0 else _COLOURS[4] if interval.high < 0 else _COLOURS[5]
+            draw.line((place(interval.low), y, place(interval.high), y), fill=colour, width=2 * _SCALE)
+            radius, x = 4 * _SCALE, place(interval.difference)
+            draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour)
+        if index // columns == rows - 1:
+            text = f"points by which {ALL_METHODS[REFERENCE].title} is better"
+            draw.text((x0 + width / 2, foot + 22 * _SCALE), text, "black", font_size=_FONT, anchor="mt")
+    return image.resize((image.width // _SCALE, image.height // _SCALE), Image.Resampling.LANCZOS)
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Round numbers within a range, at most nine."""
+    step = next(step for step in (0.5, 1, 2, 5, 10, 20, 50, 100) if (high - low) / step <= 8)
+    return [step * number for number in range(math.ceil(low / step), math.floor(high / step) + 1)]
+
+
+def draw_learning_curves(settings: Sequence[SettingOutcome]) -> Image.Image:
+    """Draws Rank-1 on the validation split over the steps: the mean of the seeds, and their range as bars."""
+    width, height, line = (_SCALE * size for size in (520, 300, 22))
+    methods = list(dict.fromkeys(each.method for setting in settings for each in setting.outcomes if each.records))
+    colours = {method: _COLOURS[number % len(_COLOURS)] for number, method in enumerate(methods)}
+    columns = min(2, len(settings))
+    rows = -(-len(settings) // columns)
+    image = Image.new("RGB", (columns * width, rows * height + line * len(methods)), "white")
+    draw = ImageDraw.Draw(image)
+    for index, setting in enumerate(settings):
+        curves = {each.method: _curve(each) for each in setting.outcomes if each.records}
+        corner = (index % columns) * width, (index // columns) * height
+        _draw_curves(draw, (*corner, width, height), setting.name, curves, colours)
+    for number, method in enumerate(methods):
+        y, left = rows * height + line * (number + 0.5), 60 * _SCALE
+        draw.line((left, y, left + 24 * _SCALE, y), fill=colours[method], width=3 * _SCALE)
+        draw.text((left + 32 * _SCALE, y), ALL_METHODS[method].title, "black", font_size=_FONT, anchor="lm")
+    return image.resize((image.width // _SCALE, image.height // _SCALE), Image.Resampling.LANCZOS)
+
+
+def _draw_curves(
+    draw: ImageDraw.ImageDraw,
+    box: tuple[int, int, int, int],
+    name: str,
+    curves: Mapping[str, Mapping[int, Sequence[float]]],
+    colours: Mapping[str, tuple[int, int, int]],
+) -> None:
+    """Draws the curves of one setting into a box: left, top, width, height."""
+    values = [value for curve in curves.values() for entries in curve.values() for value in entries]
+    if not values:
+        return
+    steps = sorted({step for curve in curves.values() for step in curve})
+    low, high = math.floor(min(values)), math.ceil(max(values)) + 1
+    left, top = box[0] + 60 * _SCALE, box[1] + 34 * _SCALE
+    width, height = box[2] - 80 * _SCALE, box[3] - 84 * _SCALE
+
+    def place(step: int, value: float) -> tuple[float, float]:
+        across = (step - steps[0]) / max(1, steps[-1] - steps[0])
+        return left + across * width, top + (high - value) / (high - low) * height
+
+    title = f"{name}: Rank-1 on val over the steps"
+    draw.text((left, top - 17 * _SCALE), printable(title), "black", font_size=_FONT, anchor="lm")
+    for tick in _ticks(low, high):
+        y = place(steps[0], tick)[1]
+        draw.line((left, y, left + width, y), fill=_GREY, width=_SCALE)
+        draw.text((left - 6 * _SCALE, y), f"{tick:g}", "black", font_size=_FONT, anchor="rm")
+    for step in steps:
+        x, y = place(step, low)
+        draw.text((x, y + 6 * _SCALE), str(step), "black", font_size=_FONT, anchor="mt")
+    for method, curve in curves.items():
+        points = [place(step, sum(entries) / len(entries)) for step, entries in sorted(curve.items())]
+        draw.line(points, fill=colours[method], width=2 * _SCALE)
+        for step, entries in curve.items():
+            ends = (*place(step, min(entries)), *place(step, max(entries)))
+            draw.line(ends, fill=colours[method], width=_SCALE)
+
+
+def _curve(outcome: Outcome) -> dict[int, list[float]]:
+    """Rank-1 of each seed on the validation split, by step."""
+    curve: dict[int, list[float]] = {}
+    for record in outcome.records:
+        # After the last step the trainer evaluates twice.
+        by_step = {entry["step"]: entry["eval_rank1"] for entry in record["log_history"] if "eval_rank1" in entry}
+        for step, value in by_step.items():
+            curve.setdefault(step, []).append(value)
+    return curve
+
+
+def write_outputs(folder: Path, header: Mapping[str, Any], settings: Sequence[SettingOutcome], resamples: int) -> None:
+    """Writes `comparison.json`, `comparison.md`, `differences.png` and `learning_curves.png`."""
+    about = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in header.items())
+    texts = {
+        OUTPUTS[0]: json.dumps(make_content(header, settings, resamples), indent=1) + "\n",
+        OUTPUTS[1]: f"{plain_markdown(about)}\n\n{make_tables(settings, resamples)}\n",
+    }
+    for name, text in texts.items():
+        with complete_file(folder / name) as unfinished:
+            unfinished.write_text(text, encoding="utf-8")
+    pictures = {OUTPUTS[2]: draw_differences(settings, resamples), OUTPUTS[3]: draw_learning_curves(settings)}
+    for name, picture in pictures.items():
+        with complete_file(folder / name) as unfinished:
+            picture.save(unfinished)
+
+
+__all__ = [
+    "OUTPUTS",
+    "Outcome",
+    "SettingOutcome",
+    "draw_differences",
+    "draw_learning_curves",
+    "make_content",
+    "make_tables",
+    "write_outputs",
+]

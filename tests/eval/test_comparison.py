@@ -1,0 +1,312 @@
+"""The comparison of methods: its search, its statistics, its runs and its report."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from scipy import stats
+
+from eccl.dataset_scripts.synthetic import SyntheticBenchmark, write_benchmark
+from eccl.eval import compare_methods
+from eccl.eval.comparison.methods import ALL_METHODS, EXPERIMENTS, METHODS, REFERENCE, draw_trials
+from eccl.eval.comparison.report import OUTPUTS, Outcome, SettingOutcome, draw_differences, make_content, make_tables
+from eccl.eval.comparison.runs import from_scores, score_similarities, to_scores
+from eccl.eval.comparison.statistics import METRICS, PersonScores, mean_and_deviation, paired_bootstrap
+from eccl.utils.shipped import find_recipe, list_recipes
+from helpers import PATIENCE, train_eccl
+
+# -- The search
+
+
+@given(st.integers(2, 9), st.integers(0, 50))
+def test_each_trial_tries_another_part_of_every_span(trials, seed):
+    space = {"learning_rate": (1e-4, 1e-2), "tal_temperature": (0.01, 0.04)}
+    drawn = draw_trials(space, trials, seed)
+    assert len(drawn) == trials and drawn[0] == {} and drawn == draw_trials(space, trials, seed)
+    for name, (least, most) in space.items():
+        places = sorted(np.log(options[name] / least) / np.log(most / least) * (trials - 1) for options in drawn[1:])
+        # Three digits are kept, so a value can leave its part by a little.
+        assert all(part - 0.02 <= place <= part + 1.02 for part, place in enumerate(places))
+
+
+def test_without_a_space_there_is_one_trial():
+    assert draw_trials({}, 7, 0) == [{}]
+
+
+def test_every_method_has_a_recipe_and_every_recipe_a_method():
+    recipes = {method.recipe for method in (METHODS | EXPERIMENTS).values() if method.recipe}
+    assert recipes == {name for name in list_recipes() if name.startswith(("baselines/", "experiments/"))}
+    assert all(find_recipe(recipe).is_file() for recipe in recipes)
+    assert METHODS[REFERENCE].recipe == "baselines/eccl" and METHODS["zero_shot"].recipe is None
+
+
+@pytest.mark.parametrize("name", [name for name, method in ALL_METHODS.items() if method.recipe])
+def test_the_training_command_takes_every_trial_of_every_method(name, tmp_path):
+    method = ALL_METHODS[name]
+    recipe, protocol = {}, yaml.safe_load(find_recipe("comparison").read_text())
+    recipe |= yaml.safe_load(find_recipe(method.recipe).read_text())
+    # The protocol is the same for each method: it must not set what a method sets.
+    assert not {*recipe, *method.space, *method.changes} & {*protocol} - {"per_device_train_batch_size", "adam_epsilon"}
+    for options in draw_trials(method.space, 3, 0):
+        values = {**options, **method.changes, "output_dir": tmp_path}
+        words = [word for option, value in values.items() for word in (f"--{option}", *str(value).split())]
+        _, _, args = train_eccl.parse_arguments([method.recipe, "comparison", *words])
+        assert args.max_steps == 120 and args.per_device_train_batch_size == 64
+        assert all(getattr(args, option) == pytest.approx(value) for option, value in options.items())
+
+
+# -- The statistics
+
+
+def make_scores(rng, persons=40, better=0.0):
+    queries = rng.integers(1, 5, persons)
+    values = {metric: np.clip(rng.normal(60 + better, 15, persons), 0, 100) * queries for metric in METRICS}
+    return PersonScores(queries, values)
+
+
+def test_scores_by_person_are_those_of_the_metric():
+    """The reference is a loop over the queries, with a full sort of each."""
+    rng = np.random.default_rng(0)
+    gallery_ids, query_ids = np.array([7, 3, 7, 9, 3, 9, 9]), np.array([9, 3, 7, 7, 3, 9])
+    queries, gallery = rng.normal(size=(6, 5)).astype("f"), rng.normal(size=(7, 5)).astype("f")
+    unit = [each / np.linalg.norm(each, axis=1, keepdims=True) for each in (queries, gallery)]
+    found = score_similarities(unit[0] @ unit[1].T, query_ids, gallery_ids)
+    expected = {person: {"n": 0, **dict.fromkeys(METRICS, 0.0)} for person in (3, 7, 9)}
+    for query, person in zip(unit[0], query_ids, strict=True):
+        hits = np.flatnonzero(gallery_ids[np.argsort(-(unit[1] @ query))] == person) + 1
+        entry = expected[int(person)]
+        entry["n"] += 1
+        for k in (1, 5, 10):
+            entry[f"rank{k}"] += 100 * (hits[0] <= k)
+        entry["mAP"] += 100 * np.mean(np.arange(1, len(hits) + 1) / hits)
+        entry["mINP"] += 100 * len(hits) / hits[-1]
+    assert found.queries.tolist() == [entry["n"] for entry in expected.values()]
+    for metric in METRICS:
+        np.testing.assert_allclose(found.sums[metric], [entry[metric] for entry in expected.values()], rtol=1e-6)
+    total = sum(entry["mAP"] for entry in expected.values()) / len(query_ids)
+    assert found.mean("mAP") == pytest.approx(total)
+    again = to_scores(json.loads(json.dumps(from_scores(found))))
+    assert again.mean("mINP") == pytest.approx(found.mean("mINP"), abs=1e-3)
+
+
+def test_the_mean_and_the_deviation():
+    mean, deviation = mean_and_deviation([1.0, 2.0, 6.0])
+    assert (mean, deviation) == (3.0, pytest.approx(7**0.5))
+    assert np.isnan(mean_and_deviation([1.0])[1])
+
+
+def test_the_interval_over_persons_agrees_with_scipy():
+    """scipy resamples the persons of one run; each person has the same number of queries, so a mean is a mean."""
+    rng = np.random.default_rng(1)
+    queries = np.full(60, 4)
+    ours, theirs = (
+        PersonScores(queries, {metric: 4 * rng.normal(60 + shift, 15, 60) for metric in METRICS}) for shift in (3, 0)
+    )
+    found = paired_bootstrap([ours], [theirs], "mAP", resamples=20_000)
+    differences = (ours.sums["mAP"] - theirs.sums["mAP"]) / 4
+    reference = stats.bootstrap(
+        (differences,), np.mean, n_resamples=20_000, method="percentile", rng=np.random.default_rng(2)
+    ).confidence_interval
+    spread = reference.high - reference.low
+    assert found.difference == pytest.approx(differences.mean())
+    assert abs(found.low - reference.low) < 0.04 * spread and abs(found.high - reference.high) < 0.04 * spread
+
+
+def test_seeds_that_differ_widen_the_interval():
+    rng = np.random.default_rng(3)
+    base = make_scores(rng)
+
+    def shifted(points):
+        return PersonScores(base.queries, {name: sums + points * base.queries for name, sums in base.sums.items()})
+
+    alike = paired_bootstrap([shifted(2)] * 5, [base] * 5, "rank1")
+    # The same shift for every person: only the seeds can make the interval wide.
+    assert alike.low == pytest.approx(2) and alike.high == pytest.approx(2) and alike.excludes_zero
+    spread = [shifted(points) for points in (-4, 0, 2, 4, 8)]
+    wide = paired_bootstrap(spread, [base] * 5, "rank1")
+    assert wide.difference == pytest.approx(2) and wide.low < -1 and wide.high > 5 and not wide.excludes_zero
+    # A method that is not trained has one entry for all seeds.
+    assert paired_bootstrap(spread, [base], "rank1") == wide
+
+
+def test_nine_in_ten_intervals_hold_the_true_difference():
+    """With intervals of 90 %, of 200 experiments between 160 and 195 should; the true difference is 1."""
+    rng = np.random.default_rng(5)
+    held = 0
+    for experiment in range(200):
+        queries = np.full(50, 2)
+        effect = rng.normal(1, 6, 50)
+        ours = PersonScores(queries, {"rank1": 2 * (50 + effect)})
+        interval = paired_bootstrap(
+            [ours], [PersonScores(queries, {"rank1": np.full(50, 100.0)})], "rank1", 500, 0.9, experiment
+        )
+        held += interval.low <= 1 <= interval.high
+    assert 160 <= held <= 195
+
+
+def test_runs_that_do_not_belong_together_are_refused():
+    rng = np.random.default_rng(6)
+    one, other = make_scores(rng), make_scores(rng)
+    with pytest.raises(ValueError, match="scored on different queries"):
+        paired_bootstrap([one], [other], "rank1")
+    with pytest.raises(ValueError, match="there are 3 and 2 runs: each seed needs a run of both methods"):
+        paired_bootstrap([one] * 3, [one] * 2, "rank1")
+
+
+# -- The report
+
+
+@pytest.fixture
+def outcome():
+    rng = np.random.default_rng(7)
+    base = make_scores(rng)
+
+    def method(name, points, seeds=3):
+        scores = [
+            PersonScores(base.queries, {m: s + (points + seed) * base.queries for m, s in base.sums.items()})
+            for seed in range(seeds)
+        ]
+        history = [{"step": step, "eval_rank1": 50.0 + step} for step in (2, 4)]
+        record = {"trained_parameters": 1234, "pairs_per_second": 80.0, "peak_memory": 2**30, "log_history": history}
+        return Outcome(name, scores, [record] * seeds if seeds > 1 else [], {"learning_rate": 0.002})
+
+    methods = [method("zero_shot", -10, 1), method("tal", 5), method("eccl", 6)]
+    return SettingOutcome("usual", "A drawn benchmark", 98.7, methods)
+
+
+def test_the_table_shows_means_deviations_and_intervals(outcome):
+    text = make_tables([outcome], 500)
+    base = outcome.outcomes[1].figures("rank1")
+    assert f"| TAL | {np.mean(base):.2f} ± 1.00 |" in text
+    # Each seed is better by exactly one point for each person.
+    assert "**+1.00 (+1.00 to +1.00)**" in text and "The oracle's Rank-1 is 98.7." in text
+    assert "| TAL | 1,234 | 80 | 1.00 | learning_rate 0.002 |" in text
+    # A method that is not trained has no deviation, and the reference no difference to itself.
+    assert re.search(r"\| zero-shot \| \d+\.\d\d \|", text) and re.search(r"\| ECCL \|.*\| - \| - \|", text)
+    content = make_content({"seeds": 3}, [outcome], 500)["settings"]["usual"]
+    assert content["methods"]["tal"]["reference_minus_this"]["mAP"]["difference"] == pytest.approx(1)
+    assert "reference_minus_this" not in content["methods"]["eccl"]
+
+
+def test_the_picture_has_a_bar_where_the_difference_is(outcome):
+    picture = np.asarray(draw_differences([outcome], 500)).astype(int)
+    blue = (np.abs(picture - [31, 97, 181]).max(axis=2) < 40).nonzero()
+    # In two panels two methods are worse than the reference, and the second dot is right of the first one's row.
+    assert len(blue[0]) > 60 and np.ptp(blue[1]) > 200
+
+
+# -- The command
+
+PROTOCOL = """
+attn_implementation: eager
+max_steps: 2
+per_device_train_batch_size: 4
+image_size: [32, 16]
+lr_scheduler_type: cosine
+logging_steps: 1
+eval_strategy: steps
+eval_steps: 1
+save_strategy: "no"
+load_best_model_at_end: false
+disable_tqdm: true
+report_to: none
+"""
+
+
+@pytest.fixture
+def words(backbone, benchmark, tmp_path):
+    """The command line of a comparison that takes a second a run, after the start of its process."""
+    (tmp_path / "tiny.yaml").write_text(PROTOCOL)
+    return [
+        *("--dataset", "cuhk_pedes", "--data_dir", str(benchmark), "--model", str(backbone)),
+        *("--protocol", str(tmp_path / "tiny.yaml"), "--output_dir", str(tmp_path / "out"), "--debug"),
+        *("--resamples", "200"),
+    ]
+
+
+@pytest.mark.slow
+def test_a_comparison_that_was_killed_continues(words, tmp_path):
+    words += ["--methods", "zero_shot", "tal", "eccl", "--seeds", "2", "--trials", "2"]
+    out = tmp_path / "out"
+    first = subprocess.Popen([sys.executable, "-m", "eccl.eval.compare_methods", *words], start_new_session=True)
+    deadline = time.monotonic() + PATIENCE
+    while not list(out.glob("runs/*/*/*/run.json")) and time.monotonic() < deadline and first.poll() is None:
+        time.sleep(0.1)
+    os.killpg(first.pid, signal.SIGKILL)
+    assert first.wait() == -signal.SIGKILL
+    before = {path: path.read_bytes() for path in out.glob("runs/*/*/*/run.json")}
+    assert before and not list(out.rglob("test.json")) and not (out / OUTPUTS[0]).exists()
+    compare_methods.main(words)
+    records = {path.relative_to(out / "runs" / "cuhk_pedes").parent.as_posix() for path in out.rglob("run.json")}
+    trained = {f"{method}/{name}" for method in ("tal", "eccl") for name in ("trial-0", "trial-1", "seed-0", "seed-1")}
+    assert records == {"zero_shot/seed-0"} | trained
+    assert all(path.read_bytes() == content for path, content in before.items())
+    content = json.loads((out / "comparison.json").read_text())["settings"]["cuhk_pedes"]["methods"]
+    assert [len(content[method]["test"]["rank1"]) for method in ("zero_shot", "tal", "eccl")] == [1, 2, 2]
+    assert set(content["tal"]["options"]) <= set(METHODS["tal"].space) and content["eccl"]["costs"]["peak_memory"] > 1e8
+    assert all(Image.open(out / name).width > 300 for name in OUTPUTS if name.endswith(".png"))
+    # The models are removed after they are scored; the trials keep theirs no longer.
+    assert not list(out.glob("runs/*/*/seed-*/model"))
+    # The chosen trial is the one with the higher mAP on the validation split.
+    trials = [json.loads((out / f"runs/cuhk_pedes/tal/trial-{n}/run.json").read_text()) for n in range(2)]
+    figures = [to_scores(trial["val"]).mean("mAP") for trial in trials]
+    assert bool(content["tal"]["options"]) == (figures[1] > figures[0])
+    # The same command again trains nothing, and scores nothing again.
+    times = {path: path.stat().st_mtime_ns for path in [*out.rglob("run.json"), *out.rglob("test.json")]}
+    compare_methods.main(words)
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+    with pytest.raises(ValueError, match=r"was written under other conditions \(words: .*: name another --output_dir"):
+        compare_methods.main([*words, "--steps", "3"])
+
+
+@pytest.mark.slow
+def test_a_training_that_fails_stops_the_comparison(words, tmp_path):
+    (tmp_path / "tiny.yaml").write_text(PROTOCOL.replace("max_steps: 2", "max_steps: 0"))
+    with pytest.raises(ValueError, match=r"the training of cuhk_pedes, tal, seed-0 has failed: error: max_steps is 0"):
+        compare_methods.main([*words, "--methods", "tal", "--trials", "1", "--seeds", "1"])
+    # A trial whose loss is not finite is none; without any other, there is nothing to choose.
+    (tmp_path / "tiny.yaml").write_text(PROTOCOL + "learning_rate: 1.0e+30\nlora_learning_rate: 1.0e+30\n")
+    with pytest.raises(ValueError, match="tal, seed-0: its loss is not finite"):
+        compare_methods.main([*words, "--methods", "tal", "--trials", "1", "--seeds", "1"])
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--methods", "irrra"], "--methods has 'irrra', it must be among zero_shot, infonce"),
+        (["--methods", "tal", "tal"], "--methods names one of them twice: tal tal"),
+        (["--settings", "quick"], "--settings are drawn benchmarks, and --dataset names another one"),
+        (["--protocol", "none"], "there is no recipe 'none'"),
+        (["--seeds", "0"], "argument --seeds: 0 is too small"),
+    ],
+)
+def test_a_mistake_is_one_line_before_the_work(words, more, message, capsys, tmp_path):
+    with pytest.raises(SystemExit) as exited:
+        compare_methods.main([word for word in words if word != "--debug"] + more)
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert exited.value.code == 2 and error.startswith("error: ") and message in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_of_something_else_and_a_data_set_without_val_are_refused(words, benchmark, backbone, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match=r"has files that no comparison wrote \(thesis.txt\)"):
+        compare_methods.main(words)
+    icfg = tmp_path / "icfg"
+    write_benchmark(SyntheticBenchmark("icfg_pedes", train_ids=2, val_ids=0, test_ids=1, images_per_id=1), icfg, 1)
+    words[words.index("cuhk_pedes")] = "icfg_pedes"
+    words[words.index(str(benchmark))] = str(icfg)
+    words[words.index(str(tmp_path / "out"))] = str(tmp_path / "other")
+    with pytest.raises(ValueError, match="icfg_pedes has no split val: a comparison trains on train, searches on val"):
+        compare_methods.main(words)
