@@ -82,7 +82,7 @@ def make_parser() -> CommandParser:
     parser.add_argument(
         "--trials",
         type=at_least(1),
-        default=4,
+        default=8,
         help="number of trials of the search for each method, on the first setting; 1 takes the recipes as they are",
     )
     parser.add_argument("--steps", type=at_least(1), help="number of steps of each training (default: the protocol's)")

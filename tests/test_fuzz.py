@@ -777,6 +777,7 @@ RECIPE_KEYS = [
     *("num_train_epochs", "per_device_train_batch_size", "per_device_eval_batch_size", "learning_rate", "weight_decay"),
     *("lora_learning_rate", "warmup_epochs", "adam_epsilon", "adam_beta1", "max_grad_norm", "seed", "data_seed"),
     *("sampler", "pairs_per_person", "augment", "embed_chunk_size", "save_total_limit", "metric_for_best_model"),
+    *("sdm_temperature", "interaction_depth", "mask_probability", "learning_rate_factors", "no_weight_decay"),
     *("logging_steps", "report_to", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "warmup_ratio"),
     *("gradient_accumulation_steps", "gradient_checkpointing", "gradient_checkpointing_kwargs", "bf16", "fp16"),
     *("accelerator_config", "fsdp", "deepspeed", "optim", "optim_args", "label_names", "hub_model_id", "push_to_hub"),

@@ -47,8 +47,8 @@ class ECCLTrainingArguments(TrainingArguments):
         default_factory=lambda: ["tal=1", "identity_memory=1", "instance_memory=0.1"],
         metadata={
             "help": "Losses with their weights, for example: --losses tal=1 identity_memory=0.5. Known losses: "
-            "tal, memory_tal, identity_memory, instance_memory, contrastive, sdm, cmpm, identity_classification, "
-            "projection_classification, masked_language_modelling, and attribute (synthetic benchmark only)."
+            "tal, identity_memory, instance_memory, contrastive, sdm, cmpm, identity_classification, "
+            "projection_classification, masked_language_modelling, attribute (synthetic benchmark only), and memory_tal."
         },
     )
     tal_temperature: float = field(
@@ -277,10 +277,9 @@ class ECCLTrainingArguments(TrainingArguments):
                 raise ValueError(f"{name} is {value}, it must be a number, at least 0")
         if "" in self.rate_factors:
             raise ValueError("learning_rate_factors: an entry has no text before its factor, it must be text=factor")
-        if isinstance(self.no_weight_decay, str) or not all(map(_is_text, self.no_weight_decay)):
-            raise ValueError(
-                f"no_weight_decay is {self.no_weight_decay!r}, it must be a list of texts that are parts of names"
-            )
+        texts: Any = self.no_weight_decay
+        if not (isinstance(texts, (list, tuple)) and all(isinstance(text, str) and text for text in texts)):
+            raise ValueError(f"no_weight_decay is {texts!r}, it must be a list of texts that are parts of names")
         if self.warmup_epochs < 0:
             raise ValueError(f"warmup_epochs is {self.warmup_epochs}, it must be at least 0")
         if self.max_steps == 0 or self.max_steps < -1:
@@ -398,10 +397,6 @@ def _read_numbers(option: str, kind: str, given: Any, example: str) -> dict[str,
 def _needs_tokens(term: Any) -> bool:
     """Whether a row of the table of losses needs tokens; a function that makes a loss does not say so."""
     return getattr(term, "needs_tokens", False)
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and value != ""
 
 
 def epoch_factor(epoch: int, num_epochs: int, warmup_epochs: int = 5) -> float:

@@ -63,7 +63,8 @@ class PairBatch:
     def _with_features(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "PairBatch":
         names = ("image_features", "text_features", "image_tokens", "masked_text_tokens")
         values = {name: getattr(self, name) for name in names}
-        return replace(self, **{name: change(value) for name, value in values.items() if value is not None})
+        changed: dict[str, Any] = {name: change(value) for name, value in values.items() if value is not None}
+        return replace(self, **changed)
 
 
 @dataclass(frozen=True)
@@ -328,7 +329,6 @@ def _make_attribute_term(args: ECCLTrainingArguments, pairs: CaptionPairs, dim: 
 # Every loss that `losses` of a recipe, or `--losses`, can name. A row makes the term from (args, pairs, dim).
 LOSS_TERMS: dict[str, Callable[[ECCLTrainingArguments, Any, int], LossTerm]] = {
     "tal": TripletAlignmentTerm,
-    "memory_tal": MemoryTripletTerm,
     "identity_memory": IdentityMemoryTerm,
     "instance_memory": InstanceMemoryTerm,
     "contrastive": ContrastiveTerm,
@@ -338,6 +338,7 @@ LOSS_TERMS: dict[str, Callable[[ECCLTrainingArguments, Any, int], LossTerm]] = {
     "projection_classification": ProjectionClassificationTerm,
     "masked_language_modelling": MaskedLanguageModellingTerm,
     "attribute": _make_attribute_term,
+    "memory_tal": MemoryTripletTerm,
 }
 
 

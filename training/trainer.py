@@ -535,7 +535,9 @@ class ECCLTrainer(Trainer):
             self._check_gradient(model)
             if self.optimizer is not None:
                 # The scheduler steps before transformers logs: these are the rates that this step is taken with.
-                self._rates = find_base_rates(self._kinds, [group["lr"] for group in self.optimizer.param_groups])
+                rates = [group["lr"] for group in self.optimizer.param_groups]
+                # An optimiser that was given to the trainer has its own groups.
+                self._rates = find_base_rates(self._kinds, rates) if self._kinds else rates
             for batch in self._encoded_batches:
                 self._monitor.add(self.objective.update(batch.pairs))
             self._monitor.finish_step(sum(len(batch.pairs.image_features) for batch in self._encoded_batches))

@@ -10,6 +10,7 @@ from eccl.training.losses import (
     cross_modal_projection_matching_loss,
     identity_classification_loss,
     image_text_contrastive_loss,
+    projection_classification_loss,
     similarity_distribution_matching_loss,
     triplet_alignment_loss,
 )
@@ -93,6 +94,50 @@ def test_projection_matching_equals_a_loop(batch):
     assert ours.item() == pytest.approx(expected, rel=1e-4, abs=1e-4)
 
 
+def projection_classification_by_loops(image, text, columns, labels):
+    """CMPC from the formula of the paper, in float64: project, multiply with each unit column, take the softmax."""
+    total = 0.0
+    for ours, theirs in ((image, text), (text, image)):
+        for feature, other, label in zip(ours, theirs, labels, strict=True):
+            unit = other / other.norm()
+            projection = (feature @ unit) * unit
+            logits = torch.stack([projection @ (column / column.norm()) for column in columns])
+            total = total - (logits[label] - logits.exp().sum().log()) / len(image)
+    return total
+
+
+@settings(deadline=None, max_examples=40)
+@given(batch=batches(), seed=st.integers(0, 99))
+def test_projection_classification_equals_a_loop_with_its_gradients(batch, seed):
+    image, text, persons, _ = batch
+    weight = torch.randn(4, 5, generator=torch.Generator().manual_seed(seed))
+    ours = [value.clone().requires_grad_() for value in (image, text, weight)]
+    theirs = [value.double().clone().requires_grad_() for value in (image, text, weight)]
+    loss = projection_classification_loss(*ours, torch.tensor(persons))
+    expected = projection_classification_by_loops(*theirs[:2], theirs[2].T, persons)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5, abs=1e-6)
+    gradients, references = torch.autograd.grad(loss, ours), torch.autograd.grad(expected, theirs)
+    for gradient, reference in zip(gradients, references, strict=True):
+        torch.testing.assert_close(gradient.double(), reference, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:Input .* requires gradient and is not a double precision")
+def test_the_gradient_of_projection_classification_is_that_of_differences():
+    image, text, weight = torch.randn(3, 4, 4, generator=torch.Generator().manual_seed(3)).unbind()
+    inputs = [value.clone().requires_grad_() for value in (image, text, weight)]
+    labels = torch.tensor([0, 3, 1, 0])
+    # The loss is computed in float32, hence the wide steps.
+    assert torch.autograd.gradcheck(
+        lambda *values: projection_classification_loss(*values, labels), inputs, eps=1e-2, atol=1e-2, rtol=1e-2
+    )
+
+
+def test_projection_classification_names_a_weight_that_does_not_fit():
+    features, labels = torch.ones(2, 4), torch.zeros(2, dtype=torch.long)
+    with pytest.raises(ValueError, match=r"weight is \(5, 4\), it must be \(dim, persons\) with the dim 4"):
+        projection_classification_loss(features, features, torch.ones(5, 4), labels)
+
+
 def test_identity_loss_of_even_logits_is_the_logarithm_of_the_persons():
     logits = torch.zeros(3, 7)
     labels = torch.tensor([0, 6, 2])
@@ -123,6 +168,9 @@ AT_LOW_TEMPERATURE = {
     "sdm": lambda image, text: similarity_distribution_matching_loss(image, text, PERSONS, logit_scale=200.0),
     "itc": lambda image, text: image_text_contrastive_loss(image, text, logit_scale=200.0),
     "cmpm": lambda image, text: cross_modal_projection_matching_loss(200 * image, 200 * text, PERSONS),
+    "cmpc": lambda image, text: projection_classification_loss(
+        200 * image, 200 * text, torch.linspace(-1, 1, 24).sin().reshape(8, 3), PERSONS
+    ),
 }
 
 
@@ -183,6 +231,7 @@ def test_bad_input_is_named(arguments, message):
         lambda image, text: similarity_distribution_matching_loss(image, text, torch.zeros(2)),
         lambda image, text: cross_modal_projection_matching_loss(image, text, torch.zeros(2)),
         lambda image, text: identity_classification_loss(image, text, torch.zeros(2)),
+        lambda image, text: projection_classification_loss(image, text, torch.ones(4, 3), torch.zeros(2)),
         image_text_contrastive_loss,
     ],
 )

@@ -1,4 +1,4 @@
-"""Settings beside the published ones: negatives from the memory, learned weights, starts, temperatures, dropped words."""
+"""Settings beside the published ones: negatives of the memory, learned weights, starts, temperatures, dropped words."""
 
 import math
 import sys

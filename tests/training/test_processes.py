@@ -15,8 +15,15 @@ SCENARIOS = {
     "accumulation": {"batch": 4, "num_train_epochs": 10, "gradient_accumulation_steps": 3},
     "chunks": {"batch": 8, "num_train_epochs": 10, "embed_chunk_size": 3},
     "identity": {"batch": 4, "num_train_epochs": 5, "sampler": "identity"},
+    "tokens": {
+        "batch": 6,
+        "num_train_epochs": 7,
+        "losses": {"sdm": 1, "identity_classification": 1, "masked_language_modelling": 1},
+        "interaction_depth": 1,
+        "learning_rate_factors": ["mlm_head=5"],
+    },
 }
-STEPS = {"uneven": 21, "empty": 20, "drop_last": 20, "accumulation": 20, "chunks": 20, "identity": 20}
+STEPS = {"uneven": 21, "empty": 20, "drop_last": 20, "accumulation": 20, "chunks": 20, "identity": 20, "tokens": 21}
 # Times, and total_flos, which transformers computes from the padded captions.
 UNEQUAL_BY_NATURE = {
     "pairs_per_second",

@@ -174,7 +174,8 @@ def digest(folder):
 def test_a_run_from_a_stream_is_resumed_bit_for_bit(parquet, backbone, tmp_path):
     def train(output_dir, steps, *more):
         words = ["--dataset_name", str(parquet), "--columns", "person_id=pid", "--streaming", "True"]
-        words += ["--init_from", str(backbone), "--image_size", "32", "16", "--prompt_depth", "2", "--losses", "tal=1"]
+        words += ["--init_from", str(backbone), "--image_size", "32", "16", "--prompt_depth", "2"]
+        words += ["--losses", "tal=1", "masked_language_modelling=0.5", "--interaction_depth", "1"]
         words += ["--max_steps", str(steps), "--lr_scheduler_type", "constant", "--eval_strategy", "no"]
         words += ["--save_strategy", "steps", "--save_steps", "1", "--per_device_train_batch_size", "3"]
         words += ["--dataloader_num_workers", "0", "--use_cpu", "True", "--disable_tqdm", "True", "--debug"]

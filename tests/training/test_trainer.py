@@ -19,12 +19,13 @@ from eccl.eval.benchmarks.training import peak_of_a_step
 from eccl.hub.adapter import load_adapter
 from eccl.hub.run_folder import TRAINING_LOG
 from eccl.modeling_eccl import ECCLModel
+from eccl.processing_eccl import ECCLImageProcessor, ECCLProcessor
 from eccl.training.arguments import ECCLTrainingArguments
 from eccl.training.objective import LOSS_TERMS, ECCLObjective, EncodedTrainingSet, PairBatch
 from eccl.training.pairs import CaptionPairs
 from eccl.training.trainer import OBJECTIVE_FILE, ECCLTrainer
 from eccl.utils.shipped import TRAINING_HELP
-from helpers import ROOT, TINY_SHAPE, make_trainer, run, train_eccl
+from helpers import ROOT, TINY_SHAPE, clip_tokenizer, make_trainer, run, train_eccl
 
 
 def tune(backbone, data_dir, output_dir, *words):
@@ -329,6 +330,19 @@ def test_every_recipe_parses(recipe, tmp_path):
         ({"losses": ["tal=1", "tal=2"]}, "losses: 'tal' is given twice"),
         ({"losses": {"tal": 1, "triplet": 1}}, "losses: unknown triplet; the known losses are tal, identity_memory"),
         ({"tal_temperature": 0}, "tal_temperature is 0"),
+        ({"sdm_temperature": 0}, "sdm_temperature is 0, it must be positive"),
+        ({"interaction_depth": 0}, "interaction_depth is 0, it must be at least 1"),
+        ({"mask_probability": 0}, "mask_probability is 0, it must be more than 0 and at most 1"),
+        ({"mask_probability": math.nan}, "mask_probability is nan"),
+        (
+            {"losses": ["masked_language_modelling=1"], "embed_chunk_size": 4},
+            "embed_chunk_size is 4, but masked_language_modelling needs the tokens of the whole batch",
+        ),
+        ({"learning_rate_factors": ["bias=fast"]}, "learning_rate_factors: the factor of 'bias' is 'fast'"),
+        ({"learning_rate_factors": ["bias=1", "bias=2"]}, "learning_rate_factors: 'bias' is given twice"),
+        ({"learning_rate_factors": ["=2"]}, "learning_rate_factors: an entry has no text before its factor"),
+        ({"no_weight_decay": "bias"}, "no_weight_decay is 'bias', it must be a list of texts"),
+        ({"no_weight_decay": [""]}, r"no_weight_decay is \[''\], it must be a list of texts"),
         ({"losses": {"tal": 0, "contrastive": 0}}, "nothing to train"),
         ({"optim": "sgd"}, "optim is .*sgd"),
         ({"warmup_steps": 10}, "set warmup_epochs"),
@@ -528,18 +542,20 @@ def test_the_objective_is_in_float32_under_autocast(benchmark, tmp_path):
         output_dir=str(tmp_path), losses=losses, eval_strategy="no", save_strategy="no", load_best_model_at_end=False
     )
     dataset = datasets.load_dataset("synthetic_pedes", data_dir=str(benchmark), split="train")
-    pairs = CaptionPairs(dataset, None)
+    pairs = CaptionPairs(dataset, ECCLProcessor(ECCLImageProcessor(), clip_tokenizer()))
     objective = ECCLObjective(args, pairs, 8)
     start = torch.randn(2, 16, 8)
     labels, image_of_pair = pairs.person_labels[pairs.image_of_pair], pairs.image_of_pair
     objective.start(EncodedTrainingSet(*start, labels, image_of_pair))
     image, text = torch.randn(2, 5, 8).bfloat16()
     attributes = torch.zeros(5, 2, len(objective.attribute.num_values), dtype=torch.long)
-    shared = (torch.tensor(50.0), labels[:5], image_of_pair[:5], {"attribute_labels": attributes})
-    total, parts = objective(PairBatch(image.float(), text.float(), *shared))
-    assert len(parts) == 11
+    extra = {"attribute_labels": attributes, "masked_labels": torch.tensor([[0, 9, 0, 7]] * 5)}
+    shared = (torch.tensor(50.0), labels[:5], image_of_pair[:5], extra)
+    tokens = torch.randn(2, 5, 4, 8).bfloat16()
+    total, parts = objective(PairBatch(image.float(), text.float(), *shared, *tokens.float()))
+    assert len(parts) == 14
     with torch.autocast("cpu", torch.bfloat16):
-        under_autocast, other_parts = objective(PairBatch(image, text, *shared))
+        under_autocast, other_parts = objective(PairBatch(image, text, *shared, *tokens))
     assert under_autocast.dtype == torch.float32 and under_autocast.equal(total)
     assert all(value.equal(other_parts[name]) for name, value in parts.items())
     weighted = ECCLObjective(ECCLTrainingArguments(output_dir=str(tmp_path), losses={"tal": 2, "sdm": 0.5}), pairs, 8)
@@ -547,7 +563,16 @@ def test_the_objective_is_in_float32_under_autocast(benchmark, tmp_path):
     torch.testing.assert_close(weighted(PairBatch(image, text, *shared))[0], expected)
 
 
-@pytest.mark.parametrize("losses", ["sdm=1", "cmpm=0.1 tal=1", "identity_classification=1 contrastive=0.5"])
+@pytest.mark.parametrize(
+    "losses",
+    [
+        "sdm=1",
+        "cmpm=0.1 tal=1",
+        "identity_classification=1 contrastive=0.5",
+        "cmpm=1 projection_classification=1",
+        "masked_language_modelling=1",
+    ],
+)
 def test_every_loss_trains_and_resumes_by_its_name(backbone, benchmark, tmp_path, losses):
     settings = {"losses": losses.split(), "logging_steps": 1}
     saving = {"save_strategy": "epoch", "save_total_limit": None}

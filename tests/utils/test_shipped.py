@@ -3,7 +3,8 @@ import pytest
 from eccl.utils import shipped
 from helpers import ROOT
 
-NAMES = sorted(path.stem for path in (ROOT / "recipes").glob("*.yaml"))
+FILES = [path for path in (ROOT / "recipes").rglob("*.yaml") if path.parent.name != "accelerate"]
+NAMES = sorted(path.relative_to(ROOT / "recipes").with_suffix("").as_posix() for path in FILES)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -34,6 +35,7 @@ def test_a_wrong_name_lists_the_recipes_that_exist(name):
     message = str(raised.value)
     assert repr(name) in message and ", ".join(NAMES) in message and "\n" not in message
     assert {"demo", "eccl_rstpreid", "eccl_cuhk_pedes", "eccl_icfg_pedes"} <= set(NAMES)
+    assert "baselines/irra" in NAMES and shipped.list_recipes() == NAMES
 
 
 def test_the_tokenizer_ships():
