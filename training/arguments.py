@@ -48,7 +48,8 @@ class ECCLTrainingArguments(TrainingArguments):
         metadata={
             "help": "Losses with their weights, for example: --losses tal=1 identity_memory=0.5. Known losses: "
             "tal, identity_memory, instance_memory, contrastive, sdm, cmpm, identity_classification, "
-            "projection_classification, masked_language_modelling, attribute (synthetic benchmark only), and memory_tal."
+            "projection_classification, masked_language_modelling, memory_tal, and attribute (synthetic benchmark "
+            "only)."
         },
     )
     tal_temperature: float = field(
