@@ -46,7 +46,7 @@ NOT_RUN = {
     "make test": "this test is a part of it",
     "benchmarks.explanation": "it takes minutes; tests/eval/test_explanation_benchmark.py runs it with few pictures",
     "benchmarks.speed": "it takes twenty minutes; tests/eval/test_speed_benchmark.py runs it with a tiny model",
-    "eccl-compare --dataset": "it trains methods for 60 epochs; tests/eval/test_comparison.py compares with few steps",
+    "eccl-compare": "it takes hours; tests/eval/test_comparison.py compares methods with few steps",
     "eccl-app": "it serves until it is stopped; tests/search/test_browser.py opens the page",
     "eight_gpus.yaml": "it needs eight GPUs; tests/training/test_launch_configs.py starts it on CPUs",
 }
