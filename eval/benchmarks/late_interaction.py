@@ -38,25 +38,16 @@ def score_words(
     """
     import torch
 
-    from ...processing_eccl import read_image
     from ...training.losses import unit_rows
 
     images = dataset["image"]
     captions = [caption for of_image in dataset["captions"] for caption in of_image]
     with torch.inference_mode():
-        patches = torch.cat(
-            [
-                unit_rows(
-                    model.get_patch_features(
-                        processor(
-                            images=[read_image(image) for image in images[start : start + batch_size]],
-                            return_tensors="pt",
-                        )["pixel_values"]
-                    ).flatten(1, 2)
-                )
-                for start in range(0, len(images), batch_size)
-            ]
-        )
+        of_batches = []
+        for start in range(0, len(images), batch_size):
+            pixels = processor(images=images[start : start + batch_size], return_tensors="pt")["pixel_values"]
+            of_batches.append(unit_rows(model.get_patch_features(pixels).flatten(1, 2)))
+        patches = torch.cat(of_batches)
         scores = torch.zeros(len(captions), len(images))
         for start in range(0, len(captions), batch_size):
             tokens = processor(text=captions[start : start + batch_size], return_tensors="pt")
