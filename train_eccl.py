@@ -55,9 +55,13 @@ from eccl.training.vocabulary import train_tokenizer
 from eccl.utils.files import require_no_input
 from eccl.utils.text import plain_markdown
 
+_ECCL = (
+    "A CLIP for images of people with deep coupled prompts and LoRA, trained with a triplet alignment loss and two "
+    "cross-modal memories (ECCL)."
+)
 _METHODS = {
-    "lora": "A CLIP for images of people with deep coupled prompts and LoRA, trained with a triplet alignment loss and "
-    "two cross-modal memories (ECCL).",
+    "lora": "A CLIP for images of people with deep coupled prompts and LoRA.",
+    "lora alone": "A CLIP for images of people with LoRA.",
     "prompts": "A CLIP for images of people with deep coupled prompts; the prompts were trained.",
     "full": "A CLIP for images of people; every parameter was trained.",
 }
@@ -532,6 +536,8 @@ def train(
     trainer = ECCLTrainer(trained_model, args, train_dataset=pairs, eval_dataset=evaluation, processing_class=processor)
     if folder is not None:
         print_summary(source, splits, pairs, trained_model)
+        if number := sum(parameter.numel() for parameter in trainer.objective.parameters()):
+            tell(f"{number:,} parameters of the losses are trained, too")
         # Before the loggers, which make their files at the same moment.
         trainer.callback_handler.callbacks.insert(0, _StartCallback(folder))
     duration = trainer.train(resume_from_checkpoint=args.resume).metrics["train_runtime"]
@@ -594,6 +600,16 @@ def describe_data(source: DataSource, splits: Splits | None, pairs: CaptionPairs
     return f"{title} {splits.train_split}: {sizes}"
 
 
+def describe_method(model_arguments: ModelArguments, args: ECCLTrainingArguments) -> str:
+    """Describes what was trained, for the model card; the card lists the losses."""
+    losses = {name for name, weight in args.loss_weights.items() if weight}
+    if args.tune != "lora":
+        return _METHODS[args.tune]
+    if not model_arguments.num_prompt_tokens:
+        return _METHODS["lora alone"]
+    return _ECCL if losses == {"tal", "identity_memory", "instance_memory"} else _METHODS["lora"]
+
+
 def gather_facts(dataset: str, model_arguments: ModelArguments, args: ECCLTrainingArguments, duration: float) -> Facts:
     """Gathers what the model card says of a run; the results come with [`add_result`].
 
@@ -613,7 +629,7 @@ def gather_facts(dataset: str, model_arguments: ModelArguments, args: ECCLTraini
     return Facts(
         args.hub_model_id or Path(args.output_dir).resolve().name,
         model_arguments.init_from,
-        _METHODS[args.tune],
+        describe_method(model_arguments, args),
         dataset,
         settings,
         duration,

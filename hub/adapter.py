@@ -218,7 +218,7 @@ def attach_lora(
     them.
 
     Args:
-        model: is changed in place. Of a model without prompts, LoRA alone is trained.
+        model: is changed in place. If it has no prompts, LoRA alone is trained.
         rank: the rank of `B A`.
         alpha: the factor in `alpha / rank`.
         base_dtype: the dtype of the frozen weights in the layers with LoRA, in memory and in matrix products, for

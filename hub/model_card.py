@@ -31,8 +31,9 @@ search("a woman in a red coat with a black backpack", top_k=5)
 
 The model computes in float32, because `config.json` has `"dtype": "float32"`; the stored weights may have half the
 precision. On a GPU half precision is faster: give `dtype=torch.float16` to `pipeline` or `from_pretrained`."""
-_USE_ADAPTER = """This is an adapter: LoRA matrices and prompts, without the model that they belong to. The package
-`eccl` adds them to their base, {base}, after it has compared the base's weights with those of the training:
+_USE_ADAPTER = """This is an adapter: LoRA matrices, and prompts if the model has any, without the model that they
+belong to. The package `eccl` adds them to their base, {base}, after it has compared the base's weights with those of
+the training:
 
 ```python
 from eccl import load_model

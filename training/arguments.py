@@ -261,8 +261,16 @@ class ECCLTrainingArguments(TrainingArguments):
             raise ValueError(f"memory_start is {self.memory_start!r}, it must be evaluation or augmented")
         if self.memory_start == "augmented" and not self.augment:
             raise ValueError("memory_start is augmented, but augment is False: leave one of them out")
+        if self.memory_start == "augmented" and not {"identity_memory", "instance_memory", "memory_tal"} & {
+            name for name, weight in self.loss_weights.items() if weight
+        }:
+            raise ValueError("memory_start is augmented, but no loss has a memory: leave it out")
         if not 0 <= self.word_drop_probability <= 1:
             raise ValueError(f"word_drop_probability is {self.word_drop_probability}, it must be between 0 and 1")
+        if not self.augment and self.word_drop_probability != WORD_DROP_PROBABILITY:
+            raise ValueError(
+                f"word_drop_probability is {self.word_drop_probability}, but augment is False: leave one of them out"
+            )
         if self.interaction_depth < 1:
             raise ValueError(f"interaction_depth is {self.interaction_depth}, it must be at least 1")
         if not 0 < self.mask_probability <= 1:

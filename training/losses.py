@@ -123,7 +123,10 @@ def memory_triplet_alignment_loss(
 def _align_triplets(
     similarities: torch.Tensor, positive: torch.Tensor, negative: torch.Tensor, temperature: float, margin: float
 ) -> torch.Tensor:
-    """One direction of TAL: the sum over the rows of `similarities`; the other two say what each entry is."""
+    """One direction of TAL: the sum over the rows of `similarities`.
+
+    `positive` and `negative` have its shape: an entry of another person's row counts as neither if both are false.
+    """
     has_negative = negative.any(dim=1)
     scaled = similarities / temperature
     weights = scaled.detach().masked_fill(~positive, -torch.inf).softmax(dim=1)

@@ -53,8 +53,8 @@ class PairBatch:
     masked_text_tokens: torch.Tensor | None = None
 
     def detach(self) -> "PairBatch":
-        """Returns the batch with features and tokens that have no gradient."""
-        return self._with_features(torch.Tensor.detach)
+        """Returns the batch for the update of the losses: features without gradient, and no tokens."""
+        return replace(self, image_tokens=None, masked_text_tokens=None)._with_features(torch.Tensor.detach)
 
     def float(self) -> "PairBatch":
         """Returns the batch in float32."""

@@ -107,9 +107,11 @@ def compare_weights(options: argparse.Namespace) -> list[str]:
     alone = score_similarities(pooled.numpy(), *ids)
     lines = ["| weight | Rank-1 | mAP | with the words minus without, Rank-1 | mAP |", "|--:|--:|--:|--:|--:|"]
     lines.append(f"| 0 | {alone.mean('rank1'):.2f} | {alone.mean('mAP'):.2f} | - | - |")
-    for weight in options.weights:
-        mixed = score_similarities((standardise(pooled) + weight * standardise(words)).numpy(), *ids)
-        cells = [f"{weight:g}", f"{mixed.mean('rank1'):.2f}", f"{mixed.mean('mAP'):.2f}"]
+    rows = {f"{weight:g}": standardise(pooled) + weight * standardise(words) for weight in options.weights}
+    rows["words alone"] = words
+    for name, similarities in rows.items():
+        mixed = score_similarities(similarities.numpy(), *ids)
+        cells = [name, f"{mixed.mean('rank1'):.2f}", f"{mixed.mean('mAP'):.2f}"]
         for metric in ("rank1", "mAP"):
             interval = paired_bootstrap([mixed], [alone], metric, options.resamples)
             cells.append(f"{interval.difference:+.2f} ({interval.low:+.2f} to {interval.high:+.2f})")

@@ -1,7 +1,9 @@
 """The report of a comparison: tables, JSON, and pictures with error bars."""
 
+import colorsys
 import json
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +18,11 @@ from .methods import ALL_METHODS, REFERENCE
 from .statistics import METRICS, Interval, PersonScores, mean_and_deviation, paired_bootstrap
 
 OUTPUTS = ("comparison.json", "comparison.md", "differences.png", "learning_curves.png")
-# The metrics whose differences have an interval.
-_COMPARED = ("rank1", "mAP")
+COMPARED = ("rank1", "mAP")
+"""The metrics whose differences have an interval."""
 # Pictures are drawn at twice the size and reduced, for smooth edges.
 _SCALE = 2
-_COLOURS = ((31, 97, 181), (214, 88, 24), (34, 139, 84), (148, 64, 160), (176, 40, 60), (90, 90, 90), (0, 140, 150))
+_BETTER, _WORSE, _UNCLEAR = (31, 97, 181), (176, 40, 60), (90, 90, 90)
 _FONT = 13 * _SCALE
 _GREY = (222, 222, 222)
 
@@ -31,28 +33,35 @@ class Outcome:
 
     Args:
         method: a name in `ALL_METHODS`.
-        scores: the scores on the test split, one entry for each seed; one in all if nothing is trained.
+        scores: the scores on the test split, one entry for each seed; one in all if nothing is trained. `None`
+            stands for a run whose loss was not finite.
         records: the record of each run, see [`~eccl.eval.comparison.runs.Run`].
-        options: the options that the search has chosen.
+        options: the options from the search, and those that make a variant.
     """
 
     method: str
-    scores: Sequence[PersonScores]
+    scores: Sequence[PersonScores | None]
     records: Sequence[Mapping[str, Any]]
-    options: Mapping[str, float]
+    options: Mapping[str, Any]
 
     @property
     def title(self) -> str:
-        return ALL_METHODS[self.method].title
+        """The name of the method, with the number of runs whose loss was not finite."""
+        title, diverged = ALL_METHODS[self.method].title, self.scores.count(None)
+        return f"{title} ({diverged} of {len(self.scores)} seeds diverged)" if diverged else title
+
+    @property
+    def is_trained(self) -> bool:
+        return ALL_METHODS[self.method].recipe is not None
 
     def figures(self, metric: str) -> list[float]:
-        """The figure of each seed, in percent."""
-        return [scores.mean(metric) for scores in self.scores]
+        """The figure of each seed, in percent; those of runs whose loss was not finite are missing."""
+        return [scores.mean(metric) for scores in self.scores if scores is not None]
 
     def median(self, name: str) -> float | None:
         """The median of a number in the records; `None` if they do not have it."""
-        values = sorted(record[name] for record in self.records if record.get(name) is not None)
-        return values[len(values) // 2] if values else None
+        values = [record[name] for record in self.records if record.get(name) is not None]
+        return statistics.median(values) if values else None
 
 
 @dataclass(frozen=True)
@@ -64,44 +73,61 @@ class SettingOutcome:
         description: the data set in words.
         oracle: the oracle's Rank-1 on the test split, in percent; `None` if it is unknown.
         outcomes: one entry for each method.
+        intervals: for each compared metric and each method, how much better the reference is. A method is missing if a
+            run of it, or of the reference, has no scores.
     """
 
     name: str
     description: str
     oracle: float | None
     outcomes: Sequence[Outcome]
+    intervals: Mapping[str, Mapping[str, Interval]]
 
-    def intervals(self, metric: str, resamples: int) -> dict[str, Interval]:
-        """How much better the reference is than each other method; empty if the reference is not among them."""
-        reference = next((each for each in self.outcomes if each.method == REFERENCE), None)
-        if reference is None:
-            return {}
-        return {
-            each.method: paired_bootstrap(reference.scores, each.scores, metric, resamples)
-            for each in self.outcomes
-            if each.method != REFERENCE
+
+def summarise(
+    name: str, description: str, oracle: float | None, outcomes: Sequence[Outcome], resamples: int
+) -> SettingOutcome:
+    """Compares each method of a setting with the reference, if the reference is among them.
+
+    Args:
+        name, description, oracle, outcomes: see [`SettingOutcome`].
+        resamples: number of resamples of the bootstrap.
+    """
+    complete = {each.method: _complete_scores(each) for each in outcomes}
+    reference = complete.pop(REFERENCE, [])
+    intervals = {
+        metric: {
+            method: paired_bootstrap(reference, scores, metric, resamples)
+            for method, scores in complete.items()
+            if reference and scores
         }
+        for metric in COMPARED
+    }
+    return SettingOutcome(name, description, oracle, outcomes, intervals)
 
 
-def make_tables(settings: Sequence[SettingOutcome], resamples: int) -> str:
+def _complete_scores(outcome: Outcome) -> list[PersonScores]:
+    """The scores of all seeds; empty if those of a seed are missing."""
+    scores = [each for each in outcome.scores if each is not None]
+    return scores if len(scores) == len(outcome.scores) else []
+
+
+def make_tables(settings: Sequence[SettingOutcome]) -> str:
     """Makes the report in Markdown: for each setting a table of figures and a table of costs."""
     parts = []
     for setting in settings:
-        intervals = {metric: setting.intervals(metric, resamples) for metric in _COMPARED}
-        head = [
-            "method",
-            *(TITLES[metric] for metric in METRICS),
-            *(f"{ALL_METHODS[REFERENCE].title} minus this, {TITLES[metric]}" for metric in _COMPARED),
-        ]
+        compared = [metric for metric in COMPARED if setting.intervals[metric]]
+        head = ["method", *(TITLES[metric] for metric in METRICS)]
+        head += [f"{ALL_METHODS[REFERENCE].title} minus this, {TITLES[metric]}" for metric in compared]
         rows = []
         for each in setting.outcomes:
             cells = [_with_deviation(each.figures(metric)) for metric in METRICS]
-            cells += [_with_ends(intervals[metric].get(each.method)) for metric in _COMPARED]
+            cells += [_with_ends(setting.intervals[metric].get(each.method)) for metric in compared]
             rows.append([each.title, *cells])
         oracle = "" if setting.oracle is None else f" The oracle's Rank-1 is {setting.oracle:.1f}."
-        parts.append(f"## {plain_markdown(setting.name)}\n\n{setting.description}.{oracle}")
+        parts.append(f"## {plain_markdown(setting.name)}\n\n{plain_markdown(setting.description)}.{oracle}")
         parts.append(_table(head, rows))
-        parts.append(_table(_COST_HEAD, [_cost_row(each) for each in setting.outcomes if each.records]))
+        parts.append(_table(_COST_HEAD, [_cost_row(each) for each in setting.outcomes if each.is_trained]))
     return "\n\n".join(parts)
 
 
@@ -109,8 +135,8 @@ _COST_HEAD = [
     "method",
     "trained parameters",
     "pairs a second",
-    "peak memory, GiB",
-    "options from the search",
+    "peak memory of the process, GiB",
+    "options",
 ]
 
 
@@ -118,7 +144,7 @@ def _cost_row(outcome: Outcome) -> list[str]:
     parameters, rate, memory = (
         outcome.median(name) for name in ("trained_parameters", "pairs_per_second", "peak_memory")
     )
-    options = ", ".join(f"{name} {value:g}" for name, value in outcome.options.items())
+    options = ", ".join(f"{name} {value}" for name, value in outcome.options.items())
     return [
         outcome.title,
         "-" if parameters is None else f"{parameters:,.0f}",
@@ -129,6 +155,8 @@ def _cost_row(outcome: Outcome) -> list[str]:
 
 
 def _with_deviation(values: Sequence[float]) -> str:
+    if not values:
+        return "-"
     mean, deviation = mean_and_deviation(values)
     return f"{mean:.2f}" if math.isnan(deviation) else f"{mean:.2f} ± {deviation:.2f}"
 
@@ -145,7 +173,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
 
 
-def make_content(header: Mapping[str, Any], settings: Sequence[SettingOutcome], resamples: int) -> dict[str, Any]:
+def make_content(header: Mapping[str, Any], settings: Sequence[SettingOutcome]) -> dict[str, Any]:
     """Makes the content of `comparison.json`: every figure of every seed, the intervals, and the costs."""
     content: dict[str, Any] = {"header": dict(header), "settings": {}}
     for setting in settings:
@@ -159,8 +187,8 @@ def make_content(header: Mapping[str, Any], settings: Sequence[SettingOutcome], 
                     for name in ("trained_parameters", "pairs_per_second", "peak_memory", "seconds")
                 },
             }
-        for metric in _COMPARED:
-            for method, interval in setting.intervals(metric, resamples).items():
+        for metric, intervals in setting.intervals.items():
+            for method, interval in intervals.items():
                 methods[method].setdefault("reference_minus_this", {})[metric] = interval._asdict()
         content["settings"][setting.name] = {
             "description": setting.description,
@@ -170,18 +198,16 @@ def make_content(header: Mapping[str, Any], settings: Sequence[SettingOutcome], 
     return content
 
 
-def draw_differences(settings: Sequence[SettingOutcome], resamples: int) -> Image.Image:
+def draw_differences(settings: Sequence[SettingOutcome]) -> Image.Image:
     """Draws how much better the reference is than each method, with intervals: a panel for each setting and metric."""
     panels = [
-        (f"{setting.name}, {TITLES[metric]}", setting.intervals(metric, resamples))
-        for setting in settings
-        for metric in _COMPARED
+        (f"{setting.name}, {TITLES[metric]}", setting.intervals[metric]) for setting in settings for metric in COMPARED
     ]
     methods = list(dict.fromkeys(method for _, intervals in panels for method in intervals))
     ends = [end for _, intervals in panels for interval in intervals.values() for end in (interval.low, interval.high)]
     low, high = min([-1.0, *ends]), max([1.0, *ends])
     left, width, line, top, bottom = (_SCALE * size for size in (230, 300, 24, 34, 44))
-    columns = len(_COMPARED)
+    columns = len(COMPARED)
     panel_height = top + bottom + line * len(methods)
     rows = -(-len(panels) // columns)
     image = Image.new("RGB", (left + columns * (width + 30 * _SCALE), rows * panel_height), "white")
@@ -204,7 +230,7 @@ def draw_differences(settings: Sequence[SettingOutcome], resamples: int) -> Imag
                 draw.text((left - 10 * _SCALE, y), ALL_METHODS[method].title, "black", font_size=_FONT, anchor="rm")
             if (interval := intervals.get(method)) is None:
                 continue
-            colour = _COLOURS[0] if interval.low > 0 else _COLOURS[4] if interval.high < 0 else _COLOURS[5]
+            colour = _BETTER if interval.low > 0 else _WORSE if interval.high < 0 else _UNCLEAR
             draw.line((place(interval.low), y, place(interval.high), y), fill=colour, width=2 * _SCALE)
             radius, x = 4 * _SCALE, place(interval.difference)
             draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour)
@@ -223,14 +249,15 @@ def _ticks(low: float, high: float) -> list[float]:
 def draw_learning_curves(settings: Sequence[SettingOutcome]) -> Image.Image:
     """Draws Rank-1 on the validation split over the steps: the mean of the seeds, and their range as bars."""
     width, height, line = (_SCALE * size for size in (520, 300, 22))
-    methods = list(dict.fromkeys(each.method for setting in settings for each in setting.outcomes if each.records))
-    colours = {method: _COLOURS[number % len(_COLOURS)] for number, method in enumerate(methods)}
+    methods = list(dict.fromkeys(each.method for setting in settings for each in setting.outcomes if each.is_trained))
+    hues = {method: number / len(methods) for number, method in enumerate(methods)}
+    colours = {method: _to_colour(hue) for method, hue in hues.items()}
     columns = min(2, len(settings))
     rows = -(-len(settings) // columns)
     image = Image.new("RGB", (columns * width, rows * height + line * len(methods)), "white")
     draw = ImageDraw.Draw(image)
     for index, setting in enumerate(settings):
-        curves = {each.method: _curve(each) for each in setting.outcomes if each.records}
+        curves = {each.method: _curve(each) for each in setting.outcomes if each.is_trained}
         corner = (index % columns) * width, (index // columns) * height
         _draw_curves(draw, (*corner, width, height), setting.name, curves, colours)
     for number, method in enumerate(methods):
@@ -238,6 +265,11 @@ def draw_learning_curves(settings: Sequence[SettingOutcome]) -> Image.Image:
         draw.line((left, y, left + 24 * _SCALE, y), fill=colours[method], width=3 * _SCALE)
         draw.text((left + 32 * _SCALE, y), ALL_METHODS[method].title, "black", font_size=_FONT, anchor="lm")
     return image.resize((image.width // _SCALE, image.height // _SCALE), Image.Resampling.LANCZOS)
+
+
+def _to_colour(hue: float) -> tuple[int, int, int]:
+    red, green, blue = (round(255 * value) for value in colorsys.hsv_to_rgb(hue, 0.9, 0.75))
+    return red, green, blue
 
 
 def _draw_curves(
@@ -282,29 +314,31 @@ def _curve(outcome: Outcome) -> dict[int, list[float]]:
     curve: dict[int, list[float]] = {}
     for record in outcome.records:
         # After the last step the trainer evaluates twice.
-        by_step = {entry["step"]: entry["eval_rank1"] for entry in record["log_history"] if "eval_rank1" in entry}
+        history = record.get("log_history", [])
+        by_step = {entry["step"]: entry["eval_rank1"] for entry in history if "eval_rank1" in entry}
         for step, value in by_step.items():
             curve.setdefault(step, []).append(value)
     return curve
 
 
-def write_outputs(folder: Path, header: Mapping[str, Any], settings: Sequence[SettingOutcome], resamples: int) -> None:
+def write_outputs(folder: Path, header: Mapping[str, Any], settings: Sequence[SettingOutcome]) -> None:
     """Writes `comparison.json`, `comparison.md`, `differences.png` and `learning_curves.png`."""
     about = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in header.items())
     texts = {
-        OUTPUTS[0]: json.dumps(make_content(header, settings, resamples), indent=1) + "\n",
-        OUTPUTS[1]: f"{plain_markdown(about)}\n\n{make_tables(settings, resamples)}\n",
+        OUTPUTS[0]: json.dumps(make_content(header, settings), indent=1) + "\n",
+        OUTPUTS[1]: f"{plain_markdown(about)}\n\n{make_tables(settings)}\n",
     }
     for name, text in texts.items():
         with complete_file(folder / name) as unfinished:
             unfinished.write_text(text, encoding="utf-8")
-    pictures = {OUTPUTS[2]: draw_differences(settings, resamples), OUTPUTS[3]: draw_learning_curves(settings)}
+    pictures = {OUTPUTS[2]: draw_differences(settings), OUTPUTS[3]: draw_learning_curves(settings)}
     for name, picture in pictures.items():
         with complete_file(folder / name) as unfinished:
             picture.save(unfinished)
 
 
 __all__ = [
+    "COMPARED",
     "OUTPUTS",
     "Outcome",
     "SettingOutcome",
@@ -312,5 +346,6 @@ __all__ = [
     "draw_learning_curves",
     "make_content",
     "make_tables",
+    "summarise",
     "write_outputs",
 ]

@@ -3,11 +3,12 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,11 +26,17 @@ from ...utils.files import complete_file, read_json
 from ..person_retrieval.person_retrieval import retrieval_metrics
 from .statistics import METRICS, PersonScores
 
-# What the training command prints: "252,288 of the 5,558,721 parameters are trained".
-_TRAINED = re.compile(r"^([\d,]+) of the [\d,]+ parameters are trained", re.MULTILINE)
+# What the training command prints: "252,288 of the 5,558,721 parameters are trained", and for some losses "1,000
+# parameters of the losses are trained, too".
+_TRAINED = re.compile(r"^([\d,]+) (?:of the [\d,]+ parameters|parameters of the losses) are trained", re.MULTILINE)
 # How it reports a loss or a gradient that is not finite, or features of an evaluation that are not.
 _DIVERGED = re.compile(r"^error: (step \d+: .*|row \d+ of \w+ contains NaN or infinity.*)", re.MULTILINE)
-RECORD_FILE = "run.json"
+RECORD_FILE, TEST_FILE = "run.json", "test.json"
+# A training process: it ends when the comparison ends, however that ends.
+_PROGRAM = (
+    "import runpy; from eccl.utils.command_line import follow_parent; follow_parent(); "
+    "runpy.run_module('eccl.train_eccl', run_name='__main__', alter_sys=True)"
+)
 
 
 @dataclass(frozen=True)
@@ -44,7 +51,8 @@ class Run:
         init_from: the backbone.
         data: options that say where the data set is.
         folder: the folder of the run; it gets `run.json` and the trained model.
-        conditions: everything else that the outcome depends on; a finished run is only used again under the same ones.
+        conditions: what the outcome depends on; a finished run is only used again under the same conditions.
+        keeps_model: whether the trained model is kept after it is scored on the validation split.
     """
 
     setting: str
@@ -55,6 +63,7 @@ class Run:
     data: Mapping[str, str]
     folder: Path
     conditions: Mapping[str, Any]
+    keeps_model: bool = True
 
     @property
     def title(self) -> str:
@@ -78,22 +87,23 @@ class Run:
         if not self.record_file.is_file():
             return None
         record = read_json(self.record_file)
-        before = record.get("conditions")
-        expected = json.loads(json.dumps(self._conditions))
+        before, expected = record.get("conditions"), json.loads(json.dumps(dict(self.conditions)))
         if not isinstance(before, dict):
             raise ValueError(f"{self.record_file} is not the record of a run: it has no conditions")
-        if before != expected:
-            names = sorted(name for name in {*before, *expected} if before.get(name) != expected.get(name))
-            changes = "; ".join(f"{name}: {before.get(name)} instead of {expected.get(name)}" for name in names)
+        if changes := _find_changes(before, expected):
             raise ValueError(
-                f"{self.record_file} was written under other conditions ({changes}): name another --output_dir, or "
-                "remove this run"
+                f"{self.record_file} was written under other conditions ({'; '.join(changes)}): name another "
+                f"--output_dir, or remove {self.folder}"
             )
         return record
 
-    @property
-    def _conditions(self) -> dict[str, Any]:
-        return {**self.conditions, "words": None if self.words is None else list(self.words)}
+
+def _find_changes(before: Any, now: Any, name: str = "") -> list[str]:
+    """Names the entries in which two objects of JSON differ, with both values."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys = sorted({*before, *now})
+        return [change for key in keys for change in _find_changes(before.get(key), now.get(key), f"{name} {key}")]
+    return [] if before == now else [f"{name.strip()}: {before} instead of {now}"]
 
 
 class Stopped(Exception):
@@ -142,15 +152,19 @@ class Pool:
             records[index] = record
             with self._lock:
                 done += 1
-                outcome = record.get("diverged") or f"Rank-1 on val {to_scores(record['val']).mean('rank1'):.2f}"
+                outcome = record.get("diverged") or f"Rank-1 on val {scores_from_json(record['val']).mean('rank1'):.2f}"
                 seconds = time.monotonic() - start
                 say(f"[{done} of {len(runs)}] {runs[index].title}: {outcome} ({seconds:.0f} s)")
 
         self.map(finish, missing)
         return [record for record in records if record is not None]
 
-    def map(self, function: Any, values: Sequence[Any]) -> None:
-        """Calls a function with each value, several at a time; after an error, nothing more is started."""
+    def map(self, function: Callable[[Any], None], values: Sequence[Any]) -> None:
+        """Calls a function with each value, several at a time; after an error, nothing more is started.
+
+        Raises:
+            Exception: the first error of a call.
+        """
         with ThreadPoolExecutor(self.jobs) as pool:
             futures = [pool.submit(function, value) for value in values]
             try:
@@ -173,13 +187,17 @@ class Pool:
 
     def _train_and_score(self, run: Run, split: datasets.Dataset) -> dict[str, Any]:
         run.folder.mkdir(parents=True, exist_ok=True)
-        record: dict[str, Any] = {"conditions": run._conditions}
+        # Those of an earlier training, whose record was removed, are not those of this one.
+        (run.folder / TEST_FILE).unlink(missing_ok=True)
+        record: dict[str, Any] = {"conditions": dict(run.conditions)}
         if run.words is not None:
             record |= self._train(run)
         if "diverged" not in record:
-            record["val"] = from_scores(self.score(run.model, split))
+            record["val"] = scores_to_json(self.score(run.model, split))
         with complete_file(run.record_file) as unfinished:
             unfinished.write_text(json.dumps(record) + "\n", encoding="utf-8")
+        if run.words is not None and (not run.keeps_model or "diverged" in record):
+            shutil.rmtree(run.model, ignore_errors=True)
         return record
 
     def _train(self, run: Run) -> dict[str, Any]:
@@ -189,6 +207,8 @@ class Pool:
             ValueError: the training has failed for another reason than a loss that is not finite.
         """
         options = {**run.data, "init_from": run.init_from, "output_dir": str(run.model), "overwrite": "True"}
+        # Each training has its part of the cores. The number of workers changes no result.
+        options["dataloader_num_workers"] = str(min(8, max(0, (os.cpu_count() or 1) // self.jobs - 2)))
         words = [*(run.words or ()), *(word for name, value in options.items() for word in (f"--{name}", value))]
         log = run.folder / "train.log"
         start = time.monotonic()
@@ -197,7 +217,7 @@ class Pool:
                 raise Stopped
             environment = dict(os.environ, OMP_NUM_THREADS=str(self.threads), MKL_NUM_THREADS=str(self.threads))
             process = subprocess.Popen(
-                [sys.executable, "-m", "eccl.train_eccl", *words],
+                [sys.executable, "-c", _PROGRAM, *words],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -217,22 +237,31 @@ class Pool:
                 return {"diverged": diverged[1]}
             last = [line for line in text.splitlines() if line.strip()][-1:] or ["it wrote nothing"]
             raise ValueError(f"the training of {run.title} has failed: {last[0]} (the whole output is in {log})")
-        trained = _TRAINED.search(text)
-        if trained is None:
-            raise ValueError(f"{log} does not say how many parameters are trained: it is not of this version")
+        trained = _TRAINED.findall(text)
+        if not trained:
+            raise ValueError(f"{log} does not say how many parameters are trained: another version has written it")
         history = read_json(run.model / "training_log.json")["log_history"]
         rates = [entry["pairs_per_second"] for entry in history if "pairs_per_second" in entry]
         unit = 1 if sys.platform == "darwin" else 1024
         return {
             "seconds": round(time.monotonic() - start, 1),
-            "trained_parameters": int(trained[1].replace(",", "")),
+            "trained_parameters": sum(int(number.replace(",", "")) for number in trained),
             "pairs_per_second": float(np.median(rates)) if rates else None,
             "peak_memory": usage.ru_maxrss * unit,
             "log_history": history,
         }
 
     def score(self, model_name: Path, split: datasets.Dataset) -> PersonScores:
-        """Scores a model on a split: every caption queries every image."""
+        """Scores a model on a split: every caption queries every image.
+
+        Args:
+            model_name: folder of the model.
+            split: the split.
+
+        Raises:
+            ValueError: the model is damaged.
+            OSError: there is no such model.
+        """
         torch.set_num_threads(self.threads)
         model, processor = load_model(str(model_name))
         embeds = embed_split(model, processor, split, self.batch_size, progress=False)
@@ -265,15 +294,15 @@ def score_similarities(
     )
 
 
-def from_scores(scores: PersonScores) -> dict[str, Any]:
+def scores_to_json(scores: PersonScores) -> dict[str, Any]:
     """Writes scores as objects of JSON."""
     sums = {metric: [round(value, 4) for value in scores.sums[metric].tolist()] for metric in METRICS}
     return {"queries": scores.queries.tolist(), **sums}
 
 
-def to_scores(content: Mapping[str, Any]) -> PersonScores:
+def scores_from_json(content: Mapping[str, Any]) -> PersonScores:
     """Reads scores from objects of JSON."""
     return PersonScores(np.array(content["queries"]), {metric: np.array(content[metric]) for metric in METRICS})
 
 
-__all__ = ["RECORD_FILE", "Pool", "Run", "from_scores", "score_similarities", "to_scores"]
+__all__ = ["RECORD_FILE", "TEST_FILE", "Pool", "Run", "score_similarities", "scores_from_json", "scores_to_json"]

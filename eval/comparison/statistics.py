@@ -1,4 +1,4 @@
-"""Mean, spread and paired bootstrap of the figures of several runs."""
+"""Mean, deviation and paired bootstrap of the figures of several runs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -56,10 +56,12 @@ def paired_bootstrap(
 ) -> Interval:
     """Computes how much better the first method is than the second, with an interval.
 
-    Run i of both methods has the same seed, and all runs are scored on the same queries. A resample draws persons, with
-    all their queries, and seeds, both with replacement; both methods get the same ones. So the interval covers which
-    persons were in the test split, and which seeds were used. (Efron and Tibshirani, An Introduction to the Bootstrap,
-    1993, sections 6 and 13.3: the percentile interval.)
+    Run i of both methods has the same seed, and all runs are scored on the same queries. The interval covers which
+    persons are in the test split, and which seeds were used. A resample draws persons, with all their queries, with
+    replacement; both methods get the same ones. (Efron and Tibshirani, An Introduction to the Bootstrap, 1993,
+    sections 6 and 13.3: the percentile interval.) A few seeds cannot be resampled: their resamples vary too little. So
+    each resample adds a draw of the error of the mean over the seeds, which has Student's distribution. With one seed
+    nothing is added, and the interval covers the persons only.
 
     Args:
         runs, others: the scores of the two methods, one entry for each seed. A method that is not trained has one entry
@@ -87,16 +89,18 @@ def paired_bootstrap(
         for entries in (runs, others)
     ]
     differences = sums[0] - sums[1]
+    by_seed = differences.sum(axis=1) / queries.sum()
     rng = np.random.default_rng(seed)
     resampled: list[np.ndarray] = []
     for start in range(0, resamples, _BLOCK):
         size = min(_BLOCK, resamples - start)
         persons = rng.multinomial(len(queries), np.full(len(queries), 1 / len(queries)), size)
-        seeds = rng.multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds), size)
-        by_seed = persons @ differences.T
-        resampled.append((seeds * by_seed).sum(axis=1) / num_seeds / (persons @ queries))
+        values = (persons @ differences.mean(axis=0)) / (persons @ queries)
+        if num_seeds > 1:
+            values = values + by_seed.std(ddof=1) / num_seeds**0.5 * rng.standard_t(num_seeds - 1, size)
+        resampled.append(values)
     low, high = np.quantile(np.concatenate(resampled), [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(differences.sum() / num_seeds / queries.sum()), float(low), float(high))
+    return Interval(float(by_seed.mean()), float(low), float(high))
 
 
 __all__ = ["METRICS", "Interval", "PersonScores", "mean_and_deviation", "paired_bootstrap"]

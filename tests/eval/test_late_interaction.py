@@ -35,8 +35,9 @@ def test_the_table_starts_with_the_pooled_features_alone(folder, benchmark, caps
     words = ["--model", folder, "--dataset", "cuhk_pedes", "--data_dir", str(benchmark), "--resamples", "100"]
     late_interaction.main([*words, "--weights", "0.1", "1e9"])
     rows = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
-    assert [row[0].strip() for row in rows] == ["weight", "0", "0.1", "1e+09"]
+    assert [row[0].strip() for row in rows] == ["weight", "0", "0.1", "1e+09", "words alone"]
     # With a huge weight only the words count.
+    assert rows[-2][1:3] == rows[-1][1:3]
     model, processor = load_model(folder)
     split = DataSource("cuhk_pedes", str(benchmark)).load().splits["val"]
     scores = late_interaction.score_words(model, processor, split, 4)
