@@ -569,10 +569,10 @@ class ECCLTrainer(Trainer):
             if len(self._rates) > 1:
                 logs |= {"learning_rate": self._rates[1], "lora_learning_rate": self._rates[0]}
             elif self._rates:
-                name = "lora_learning_rate" if all(kind.is_lora for kind in self._kinds) else "learning_rate"
+                is_lora = self._kinds and all(kind.is_lora for kind in self._kinds)
                 # transformers has written the rate of the first group as `learning_rate`.
                 logs.pop("learning_rate", None)
-                logs |= {name: self._rates[0]}
+                logs |= {"lora_learning_rate" if is_lora else "learning_rate": self._rates[0]}
         super().log(logs, *args, **kwargs)
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:

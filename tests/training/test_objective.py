@@ -1,7 +1,9 @@
 """Settings beside the published ones: negatives of the memory, learned weights, starts, temperatures, dropped words."""
 
+import json
 import math
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -130,6 +132,8 @@ def test_the_temperature_of_infonce_replaces_the_scale_of_the_model(batch, tmp_p
         ({"contrastive_temperature": 0.0}, "contrastive_temperature is 0.0, it must be positive"),
         ({"memory_start": "late"}, "memory_start is 'late', it must be evaluation or augmented"),
         ({"memory_start": "augmented", "augment": False}, "memory_start is augmented, but augment is False"),
+        ({"memory_start": "augmented", "losses": ["tal=1"]}, "memory_start is augmented, but no loss has a memory"),
+        ({"word_drop_probability": 0.3, "augment": False}, "word_drop_probability is 0.3, but augment is False"),
         ({"word_drop_probability": 1.5}, "word_drop_probability is 1.5, it must be between 0 and 1"),
     ],
 )
@@ -177,3 +181,22 @@ def test_words_are_dropped_with_the_given_probability(probability, kept, backbon
     assert (found == captions) == kept
     if not kept:
         assert sum(len(text.split()) for text in found) < 0.4 * sum(len(text.split()) for text in captions)
+
+
+def test_lora_alone_logs_its_rate_by_its_name(backbone, benchmark, tmp_path):
+    for prompts, names in (("0", {"lora_learning_rate"}), ("2", {"learning_rate", "lora_learning_rate"})):
+        words = f"--dataset_name cuhk_pedes --init_from {backbone} --image_size 32 16 --num_prompt_tokens {prompts}"
+        words += " --max_steps 1 --logging_steps 1 --eval_strategy no --lora_learning_rate 0.5"
+        run(words, "--per_device_train_batch_size 4", data_dir=benchmark, output_dir=tmp_path / prompts)
+        log = json.loads((tmp_path / prompts / "training_log.json").read_text())["log_history"][0]
+        assert {name for name in log if name.endswith("learning_rate")} == names
+        card = (tmp_path / prompts / "README.md").read_text()
+        assert ("A CLIP for images of people with LoRA." in card) == (prompts == "0")
+
+
+def test_the_update_gets_no_tokens(batch):
+    features, persons, _ = batch
+    tokens = torch.ones(6, 2, 5, requires_grad=True)
+    pairs = replace(as_pairs([each.requires_grad_() for each in features], persons), image_tokens=tokens)
+    found = pairs.detach()
+    assert found.image_tokens is None and not found.image_features.requires_grad and pairs.image_tokens is tokens
