@@ -15,6 +15,11 @@ from eccl.modeling_eccl import ECCLModel
 from helpers import make_backbone, make_benchmark, make_exported, tiny_config
 
 
+def pytest_collection_modifyitems(items):
+    """Starts the longest test early: at the end of the slow tests, one process would wait for it for two minutes."""
+    items.sort(key=lambda item: "test_soak" not in item.nodeid)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _private_caches(tmp_path_factory):
     """Keeps the tests away from the user's caches: they neither read nor write them."""

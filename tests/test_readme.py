@@ -47,6 +47,11 @@ NOT_RUN = {
     "benchmarks.explanation": "it takes minutes; tests/eval/test_explanation_benchmark.py runs it with few pictures",
     "benchmarks.speed": "it takes twenty minutes; tests/eval/test_speed_benchmark.py runs it with a tiny model",
     "eccl-compare": "it takes hours; tests/eval/test_comparison.py compares methods with few steps",
+    **{
+        f"runs/{method}-{benchmark}-1": "tests/training/test_recipes.py trains each method on each benchmark"
+        for method in ("eccl", "irra")
+        for benchmark in ("cuhk_pedes", "icfg_pedes")
+    },
     "eccl-app": "it serves until it is stopped; tests/search/test_browser.py opens the page",
     "eight_gpus.yaml": "it needs eight GPUs; tests/training/test_launch_configs.py starts it on CPUs",
 }
