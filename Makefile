@@ -44,15 +44,15 @@ test: $(VENV)/.installed
 test-slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -q -n $(CORES) --dist loadgroup -m slow
 
-# The fast tests with the lowest versions that setup.cfg allows. Those of the search are left out here and below: the
-# lowest versions of their packages are the pinned ones, and CI has a limit of time.
+# The fast tests with the lowest versions that setup.cfg allows. The tests of the search and of random inputs are left out
+# here and below: CI has a limit of time, and the lowest versions of the search's packages are the pinned ones.
 test-oldest:
 	@echo "installing into $(VENV)-oldest"
 	@test -x $(VENV)-oldest/bin/python || $(PYTHON) -m venv $(VENV)-oldest
 	@$(PYTHON) tests/programs/lower_bounds.py > $(VENV)-oldest/constraints.txt
 	@$(VENV)-oldest/bin/$(PIP_INSTALL) $(TORCH)
 	@$(VENV)-oldest/bin/$(PIP_INSTALL) --constraint $(VENV)-oldest/constraints.txt --editable ".[test]" $(TORCH)
-	$(VENV)-oldest/bin/python -m pytest -q -n $(CORES) -m "not slow" --ignore tests/search
+	$(VENV)-oldest/bin/python -m pytest -q -n $(CORES) -m "not slow" --ignore tests/search --ignore tests/test_fuzz.py
 
 # The fast tests with the newest release of everything but torch.
 test-newest:
@@ -60,7 +60,7 @@ test-newest:
 	@test -x $(VENV)-newest/bin/python || $(PYTHON) -m venv $(VENV)-newest
 	@$(VENV)-newest/bin/$(PIP_INSTALL) $(TORCH)
 	@$(VENV)-newest/bin/$(PIP_INSTALL) --upgrade --upgrade-strategy eager --editable ".[test]" $(TORCH)
-	$(VENV)-newest/bin/python -m pytest -q -n $(CORES) -m "not slow" --ignore tests/search
+	$(VENV)-newest/bin/python -m pytest -q -n $(CORES) -m "not slow" --ignore tests/search --ignore tests/test_fuzz.py
 
 # Builds the wheel, installs it into a new environment outside the checkout, and runs its commands there.
 wheel-check: $(VENV)/.installed
