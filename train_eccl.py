@@ -32,7 +32,6 @@ if __name__ == "__main__":
 import datasets
 import torch
 import transformers
-import yaml
 from peft import PeftModel
 from transformers import HfArgumentParser, set_seed
 
@@ -53,6 +52,7 @@ from eccl.training.streaming import StreamedPairs
 from eccl.training.trainer import ECCLTrainer
 from eccl.training.vocabulary import train_tokenizer
 from eccl.utils.files import require_no_input
+from eccl.utils.recipes import read_recipe
 from eccl.utils.text import plain_markdown
 
 _ECCL = (
@@ -314,29 +314,13 @@ def name_recipes(arguments: list[str]) -> list[str]:
     return list(itertools.takewhile(lambda word: not word.startswith("-"), arguments))
 
 
-class _RecipeLoader(yaml.SafeLoader):
-    """Reads plain YAML. Aliases are refused: a few lines of them can stand for any number of values."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("it has an alias (*name), which a recipe must not have")
-        return super().compose_node(parent, index)
-
-
 def _read_recipe(recipe: Path, parser: argparse.ArgumentParser) -> dict[str, Any]:
     """Reads a recipe, and converts its values as argparse converts those of the command line.
 
     Raises:
         ValueError: see [`parse_arguments`].
     """
-    try:
-        # It is a subclass of the safe loader.
-        values = yaml.load(recipe.read_text(encoding="utf-8"), _RecipeLoader)
-    # On malformed tags and on brackets within brackets, the library raises errors of many types.
-    except Exception as error:
-        raise ValueError(f"{recipe} is not YAML: {' '.join(str(error).split()) or type(error).__name__}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{recipe} holds a {type(values).__name__}, it must map option names to values")
+    values = read_recipe(recipe)
     actions = {action.dest: action for action in parser._actions}
     unknown = sorted(str(name) for name in values if name not in actions)
     if unknown:

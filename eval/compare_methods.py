@@ -50,7 +50,7 @@ def make_parser() -> CommandParser:
         help="drawn benchmarks to compare on; a wrong name lists those that exist (default: "
         f"{' '.join(DEFAULT_SETTINGS)})",
     )
-    parser.add_argument("--dataset", help="compare on this data set instead, which needs a val split: rstpreid, ...")
+    parser.add_argument("--dataset", help="data set to compare on instead; it needs train, val and test: rstpreid")
     add_shared_option(parser, "data_dir", required=False, help="folder of --dataset")
     add_shared_option(
         parser, "model", required=False, help="folder or Hub id of the backbone (default: the shipped backbone)"
@@ -63,7 +63,7 @@ def make_parser() -> CommandParser:
         "--trials",
         type=at_least(1),
         default=8,
-        help="number of trials of the search for each method, on the first setting; 1 takes the recipes as they are",
+        help="number of trials of the search for each method, on the first setting; 1 takes the recipe's own rates",
     )
     parser.add_argument("--steps", type=at_least(1), help="number of steps of each training (default: the protocol's)")
     parser.add_argument("--jobs", type=at_least(1), default=os.cpu_count() or 1, help="number of trainings at a time")

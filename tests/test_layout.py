@@ -38,6 +38,7 @@ ALLOWED = {
     },
     "encoding_eccl.py": {*HUB_PACKAGES, "datasets", "tqdm", *(f"eccl.{name}" for name in ROOT_FILES)},
     "utils": {"transformers", "PIL", "huggingface_hub", "eccl.processing_eccl", "eccl.utils"},
+    "utils/recipes.py": {"yaml"},
     "hub": {*HUB_PACKAGES, "peft", "onnxruntime", *(f"eccl.{name}" for name in ROOT_FILES), "eccl.hub", "eccl.utils"},
     "dataset_scripts": {
         *("datasets", "PIL", "numpy", "tqdm", "pyarrow", "filelock", "imagehash", "huggingface_hub", "transformers"),

@@ -240,7 +240,9 @@ class ECCLTrainingArguments(TrainingArguments):
             raise ValueError(f"losses: unknown {', '.join(unknown)}; the known losses are {', '.join(LOSS_TERMS)}")
         if not any(self.loss_weights.values()):
             raise ValueError("losses: all weights are 0, so there is nothing to train")
-        tokens = [name for name, weight in self.loss_weights.items() if weight and _needs_tokens(LOSS_TERMS[name])]
+        # A function that makes a loss has no such attributes.
+        used = {name: LOSS_TERMS[name] for name, weight in self.loss_weights.items() if weight}
+        tokens = [name for name, term in used.items() if getattr(term, "needs_tokens", False)]
         if self.embed_chunk_size is not None and tokens:
             raise ValueError(
                 f"embed_chunk_size is {self.embed_chunk_size}, but {', '.join(tokens)} needs the tokens of the whole "
@@ -261,9 +263,7 @@ class ECCLTrainingArguments(TrainingArguments):
             raise ValueError(f"memory_start is {self.memory_start!r}, it must be evaluation or augmented")
         if self.memory_start == "augmented" and not self.augment:
             raise ValueError("memory_start is augmented, but augment is False: leave one of them out")
-        if self.memory_start == "augmented" and not {"identity_memory", "instance_memory", "memory_tal"} & {
-            name for name, weight in self.loss_weights.items() if weight
-        }:
+        if self.memory_start == "augmented" and not any(getattr(term, "needs_start", False) for term in used.values()):
             raise ValueError("memory_start is augmented, but no loss has a memory: leave it out")
         if not 0 <= self.word_drop_probability <= 1:
             raise ValueError(f"word_drop_probability is {self.word_drop_probability}, it must be between 0 and 1")
@@ -401,11 +401,6 @@ def _read_numbers(option: str, kind: str, given: Any, example: str) -> dict[str,
             raise ValueError(f"{option}: {name!r} is given twice")
         numbers[name] = number
     return numbers
-
-
-def _needs_tokens(term: Any) -> bool:
-    """Whether a row of the table of losses needs tokens; a function that makes a loss does not say so."""
-    return getattr(term, "needs_tokens", False)
 
 
 def epoch_factor(epoch: int, num_epochs: int, warmup_epochs: int = 5) -> float:

@@ -68,12 +68,7 @@ def triplet_alignment_loss(
     Raises:
         ValueError: the shapes do not agree, the temperature is not positive, or the margin is negative.
     """
-    _check_batch(image_features, text_features, person_ids)
-    _check_positive("temperature", temperature)
-    if margin < 0:
-        raise ValueError(f"margin is {margin}, it must not be negative")
-    similarities = cosine_similarity_matrix(text_features, image_features)
-    positive = person_ids[:, None] == person_ids[None, :]
+    similarities, positive = _compare_pairs(image_features, text_features, person_ids, temperature, margin)
     settings = temperature, margin
     text_to_image = _align_triplets(similarities, positive, ~positive, *settings)
     return text_to_image + _align_triplets(similarities.T, positive, ~positive, *settings)
@@ -104,12 +99,7 @@ def memory_triplet_alignment_loss(
     Raises:
         ValueError: as for [`triplet_alignment_loss`].
     """
-    _check_batch(image_features, text_features, person_ids)
-    _check_positive("temperature", temperature)
-    if margin < 0:
-        raise ValueError(f"margin is {margin}, it must not be negative")
-    similarities = cosine_similarity_matrix(text_features, image_features)
-    positive = person_ids[:, None] == person_ids[None, :]
+    similarities, positive = _compare_pairs(image_features, text_features, person_ids, temperature, margin)
     of_others = person_ids[:, None] != torch.arange(len(image_rows), device=person_ids.device)
     negative = torch.cat([~positive, of_others], dim=1)
     positive = torch.cat([positive, torch.zeros_like(of_others)], dim=1)
@@ -118,6 +108,21 @@ def memory_triplet_alignment_loss(
     settings = temperature, margin
     text_to_image = _align_triplets(on_images, positive, negative, *settings)
     return text_to_image + _align_triplets(on_texts, positive, negative, *settings)
+
+
+def _compare_pairs(
+    image_features: torch.Tensor,
+    text_features: torch.Tensor,
+    person_ids: torch.Tensor,
+    temperature: float,
+    margin: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Checks the arguments of TAL; returns the similarities of a batch, and which of them are of one person."""
+    _check_batch(image_features, text_features, person_ids)
+    _check_positive("temperature", temperature)
+    if margin < 0:
+        raise ValueError(f"margin is {margin}, it must not be negative")
+    return cosine_similarity_matrix(text_features, image_features), person_ids[:, None] == person_ids[None, :]
 
 
 def _align_triplets(

@@ -428,16 +428,18 @@ class ECCLTrainer(Trainer):
             outputs = self.model(**inputs, pooled_only=True)
             image_features.append(outputs.image_embeds.float())
             text_features.append(outputs.text_embeds.float())
-        image_of_pair = self.pairs.image_of_pair.to(self.args.device)
-        labels = self.pairs.person_labels.to(self.args.device)[image_of_pair]
-        return EncodedTrainingSet(torch.cat(image_features), torch.cat(text_features), labels, image_of_pair)
+        return self._make_training_set(torch.cat(image_features), torch.cat(text_features))
 
     def _encode_training_set(self, image_embeds: torch.Tensor, text_embeds: torch.Tensor) -> EncodedTrainingSet:
         """Pairs the features of each training image `(images, dim)` with those of its captions `(pairs, dim)`."""
+        return self._make_training_set(image_embeds[self.pairs.image_of_pair.to(image_embeds.device)], text_embeds)
+
+    def _make_training_set(self, image_features: torch.Tensor, text_features: torch.Tensor) -> EncodedTrainingSet:
+        """Adds the persons and the images to the features of all pairs, each `(pairs, dim)`."""
         image_of_pair, device = self.pairs.image_of_pair, self.args.device
         return EncodedTrainingSet(
-            image_embeds.to(device)[image_of_pair.to(device)],
-            text_embeds.to(device),
+            image_features.to(device),
+            text_features.to(device),
             self.pairs.person_labels[image_of_pair].to(device),
             image_of_pair.to(device),
         )

@@ -8,7 +8,6 @@ from typing import Any
 import datasets
 import torch
 import transformers
-import yaml
 
 from ...dataset_scripts.sources import DataSource
 from ...dataset_scripts.synthetic.generator import write_benchmark
@@ -16,6 +15,7 @@ from ...hub.digests import digest_encoder
 from ...hub.loading import load_model
 from ...training.fingerprint import digest_split
 from ...utils.command_line import say
+from ...utils.recipes import read_recipe
 from ...utils.shipped import find_recipe
 from .methods import ALL_METHODS, SETTINGS, draw_trials
 from .runs import Run
@@ -102,7 +102,7 @@ class Planner:
     def __init__(self, model: str, protocol: str, steps: int | None, trials: int, seeds: int, folder: Path):
         self.model, self.protocol, self.steps = model, protocol, steps
         self.num_trials, self.seeds, self.folder = trials, seeds, folder
-        self._protocol = read_recipe(protocol)
+        self._protocol = read_recipe(find_recipe(protocol))
         backbone, processor = load_model(model)
         if backbone.prompt_learner is not None:
             raise ValueError(f"{model} has prompts: a comparison starts from a CLIP, or an ECCL model without prompts")
@@ -147,7 +147,7 @@ class Planner:
             options |= ALL_METHODS[method].changes
             words = (recipe, self.protocol)
             words += tuple(word for name, value in options.items() for word in (f"--{name}", *str(value).split()))
-            conditions |= {"recipe": read_recipe(recipe), "protocol": self._protocol, "options": options}
+            conditions |= {"recipe": read_recipe(find_recipe(recipe)), "protocol": self._protocol, "options": options}
         folder = self.folder / setting.name / method / name
         return Run(setting.name, method, name, words, self.model, setting.options, folder, conditions, keeps_model)
 
@@ -162,21 +162,4 @@ class Planner:
         return options
 
 
-def read_recipe(name: str) -> dict[str, Any]:
-    """Reads the values of a recipe.
-
-    Raises:
-        ValueError: it is not YAML, or no mapping.
-        FileNotFoundError: there is no such recipe.
-    """
-    file = find_recipe(name)
-    try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ValueError(f"{file} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{file} holds a {type(values).__name__}, it must map option names to values")
-    return values
-
-
-__all__ = ["SEARCH_SEED", "Planner", "Setting", "draw_settings", "load_setting", "read_recipe"]
+__all__ = ["SEARCH_SEED", "Planner", "Setting", "draw_settings", "load_setting"]

@@ -20,6 +20,7 @@ import torch
 
 from ...encoding_eccl import embed_split
 from ...hub.loading import load_model
+from ...hub.run_folder import TRAINING_LOG
 from ...training.losses import unit_rows
 from ...utils.command_line import say
 from ...utils.files import complete_file, read_json
@@ -240,7 +241,7 @@ class Pool:
         trained = _TRAINED.findall(text)
         if not trained:
             raise ValueError(f"{log} does not say how many parameters are trained: another version has written it")
-        history = read_json(run.model / "training_log.json")["log_history"]
+        history = read_json(run.model / TRAINING_LOG)["log_history"]
         rates = [entry["pairs_per_second"] for entry in history if "pairs_per_second" in entry]
         unit = 1 if sys.platform == "darwin" else 1024
         return {
