@@ -15,7 +15,7 @@ DEMO := demo
 BACKBONE := assets/synthetic-backbone
 SENTENCE := A woman in a red coat and blue jeans with a black backpack
 
-.PHONY: demo app test test-slow test-oldest test-newest wheel-check soak fidelity common-suite bench-data bench-rows bench-search bench-explanation bench-eval bench compare compare-quick \
+.PHONY: demo app test test-slow test-oldest test-newest install-oldest install-newest wheel-check soak fidelity common-suite bench-data bench-rows bench-search bench-explanation bench-eval bench compare compare-quick \
 	hub-check lint types format clean pretrain
 
 $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
@@ -46,21 +46,25 @@ test-slow: $(VENV)/.installed
 
 # The fast tests with the lowest versions that setup.cfg allows. The tests of the search and of random inputs are left out
 # here and below: CI has a limit of time, and the lowest versions of the search's packages are the pinned ones.
-test-oldest:
+test-oldest: install-oldest
+	$(VENV)-oldest/bin/python -m pytest -q -n $(CORES) -m "not slow" --ignore tests/search --ignore tests/test_fuzz.py
+
+install-oldest:
 	@echo "installing into $(VENV)-oldest"
 	@test -x $(VENV)-oldest/bin/python || $(PYTHON) -m venv $(VENV)-oldest
 	@$(PYTHON) tests/programs/lower_bounds.py > $(VENV)-oldest/constraints.txt
 	@$(VENV)-oldest/bin/$(PIP_INSTALL) $(TORCH)
 	@$(VENV)-oldest/bin/$(PIP_INSTALL) --constraint $(VENV)-oldest/constraints.txt --editable ".[test]" $(TORCH)
-	$(VENV)-oldest/bin/python -m pytest -q -n $(CORES) -m "not slow" --ignore tests/search --ignore tests/test_fuzz.py
 
 # The fast tests with the newest release of everything but torch.
-test-newest:
+test-newest: install-newest
+	$(VENV)-newest/bin/python -m pytest -q -n $(CORES) -m "not slow" --ignore tests/search --ignore tests/test_fuzz.py
+
+install-newest:
 	@echo "installing into $(VENV)-newest"
 	@test -x $(VENV)-newest/bin/python || $(PYTHON) -m venv $(VENV)-newest
 	@$(VENV)-newest/bin/$(PIP_INSTALL) $(TORCH)
 	@$(VENV)-newest/bin/$(PIP_INSTALL) --upgrade --upgrade-strategy eager --editable ".[test]" $(TORCH)
-	$(VENV)-newest/bin/python -m pytest -q -n $(CORES) -m "not slow" --ignore tests/search --ignore tests/test_fuzz.py
 
 # Builds the wheel, installs it into a new environment outside the checkout, and runs its commands there.
 wheel-check: $(VENV)/.installed

@@ -90,12 +90,11 @@ def compare_weights(options: argparse.Namespace) -> list[str]:
     from ...training.losses import unit_rows
     from ..comparison.runs import score_similarities
     from ..comparison.statistics import paired_bootstrap
+    from ..scoring import load_benchmarks
 
     model, processor = load_model(options.model)
-    splits = DataSource(options.dataset, options.data_dir, option="--dataset").load().splits
-    if options.split not in splits:
-        raise ValueError(f"--split is {options.split!r}, {options.dataset} has {', '.join(splits)}")
-    split = splits[options.split]
+    source = DataSource(options.dataset, options.data_dir, option="--dataset")
+    split = load_benchmarks([source], options.split)[0].dataset
     embeds = embed_split(model, processor, split, options.batch_size, progress=False)
     ids = embeds.query_person_ids.numpy(), embeds.gallery_person_ids.numpy()
     pooled = unit_rows(embeds.text_embeds) @ unit_rows(embeds.image_embeds).T

@@ -47,8 +47,13 @@ class Outcome:
     @property
     def title(self) -> str:
         """The name of the method, with the number of runs whose loss was not finite."""
-        title, diverged = ALL_METHODS[self.method].title, self.scores.count(None)
-        return f"{title} ({diverged} of {len(self.scores)} seeds diverged)" if diverged else title
+        return ALL_METHODS[self.method].title + self.note
+
+    @property
+    def note(self) -> str:
+        """Says how many runs had a loss that was not finite; empty if none had."""
+        diverged = self.scores.count(None)
+        return f" ({diverged} of {len(self.scores)} seeds diverged)" if diverged else ""
 
     @property
     def is_trained(self) -> bool:
@@ -112,9 +117,26 @@ def _complete_scores(outcome: Outcome) -> list[PersonScores]:
     return scores if len(scores) == len(outcome.scores) else []
 
 
+def make_summary(settings: Sequence[SettingOutcome]) -> str:
+    """Makes one table in Markdown with Rank-1 of each method in each setting, and how much better the reference is.
+
+    Args:
+        settings: they have the same methods in the same order.
+    """
+    metric = COMPARED[0]
+    head, columns = ["method"], [[ALL_METHODS[each.method].title for each in settings[0].outcomes]]
+    for setting in settings:
+        head.append(f"{plain_markdown(setting.name)}: {TITLES[metric]}")
+        columns.append([_with_deviation(each.figures(metric), 1) + each.note for each in setting.outcomes])
+        if intervals := setting.intervals[metric]:
+            head.append(f"{ALL_METHODS[REFERENCE].title} minus this")
+            columns.append([_with_ends(intervals.get(each.method), 1) for each in setting.outcomes])
+    return _table(head, list(zip(*columns, strict=True)))
+
+
 def make_tables(settings: Sequence[SettingOutcome]) -> str:
-    """Makes the report in Markdown: for each setting a table of figures and a table of costs."""
-    parts = []
+    """Makes the report in Markdown: the summary, and for each setting a table of figures and a table of costs."""
+    parts = [make_summary(settings)]
     for setting in settings:
         compared = [metric for metric in COMPARED if setting.intervals[metric]]
         head = ["method", *(TITLES[metric] for metric in METRICS)]
@@ -154,17 +176,18 @@ def _cost_row(outcome: Outcome) -> list[str]:
     ]
 
 
-def _with_deviation(values: Sequence[float]) -> str:
+def _with_deviation(values: Sequence[float], digits: int = 2) -> str:
     if not values:
         return "-"
     mean, deviation = mean_and_deviation(values)
-    return f"{mean:.2f}" if math.isnan(deviation) else f"{mean:.2f} ± {deviation:.2f}"
+    return f"{mean:.{digits}f}" if math.isnan(deviation) else f"{mean:.{digits}f} ± {deviation:.{digits}f}"
 
 
-def _with_ends(interval: Interval | None) -> str:
+def _with_ends(interval: Interval | None, digits: int = 2) -> str:
     if interval is None:
         return "-"
-    text = f"{interval.difference:+.2f} ({interval.low:+.2f} to {interval.high:+.2f})"
+    difference, low, high = (f"{value:+.{digits}f}" for value in interval[:3])
+    text = f"{difference} ({low} to {high})"
     return f"**{text}**" if interval.excludes_zero else text
 
 
@@ -345,6 +368,7 @@ __all__ = [
     "draw_differences",
     "draw_learning_curves",
     "make_content",
+    "make_summary",
     "make_tables",
     "summarise",
     "write_outputs",

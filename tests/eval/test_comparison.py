@@ -29,6 +29,7 @@ from eccl.eval.comparison.report import (
     draw_differences,
     draw_learning_curves,
     make_content,
+    make_summary,
     make_tables,
     summarise,
 )
@@ -203,11 +204,26 @@ def test_the_table_shows_means_deviations_and_intervals(outcome):
     assert "**+1.00 (+1.00 to +1.00)**" in text and "The oracle's Rank-1 is 98.7." in text
     assert "| TAL | 1,234 | 80 | 1.00 | learning_rate 0.002 |" in text
     # A method that is not trained has no deviation and no costs, and the reference no difference to itself.
-    assert re.search(r"\| zero-shot \| \d+\.\d\d \|", text) and text.count("zero-shot") == 1
+    assert re.search(r"\| zero-shot \| \d+\.\d\d \|", text) and text.count("zero-shot") == 2
     assert re.search(r"\| ECCL \|.*\| - \| - \|", text)
     content = make_content({"seeds": 3}, [outcome])["settings"]["usual"]
     assert content["methods"]["tal"]["reference_minus_this"]["mAP"]["difference"] == pytest.approx(1)
     assert "reference_minus_this" not in content["methods"]["eccl"]
+
+
+def test_the_summary_has_all_settings_side_by_side(outcome):
+    zero_shot, tal, eccl = outcome.outcomes
+    broken = replace(tal, scores=[tal.scores[0], None, tal.scores[2]])
+    other = summarise("hard", "x", None, [zero_shot, broken, eccl], 200)
+    rows = [line.strip("| ").split(" | ") for line in make_summary([outcome, other]).splitlines()]
+    assert rows[0] == ["method", "usual: Rank-1", "ECCL minus this", "hard: Rank-1", "ECCL minus this"]
+    figures, base = tal.figures("rank1"), zero_shot.figures("rank1")[0]
+    cells = [f"{np.mean(figures):.1f} ± 1.0", "**+1.0 (+1.0 to +1.0)**"]
+    cells += [f"{np.mean(figures):.1f} ± 1.4 (1 of 3 seeds diverged)", "-"]
+    assert rows[3] == ["TAL", *cells]
+    low, high = other.intervals["rank1"]["zero_shot"][1:]
+    assert rows[2][3:] == [f"{base:.1f}", f"**+17.0 ({low:+.1f} to {high:+.1f})**"]
+    assert rows[4][0] == "ECCL" and rows[4][2] == rows[4][4] == "-"
 
 
 def test_a_seed_without_scores_is_counted_and_its_method_not_compared(outcome):
@@ -396,10 +412,13 @@ def test_a_training_that_fails_stops_the_comparison(words, tmp_path):
         (["--methods", "irrra"], "--methods has 'irrra', it must be among zero_shot, infonce"),
         (["--settings", "quick"], "--settings are drawn benchmarks, and --dataset names another one"),
         (["--protocol", "none"], "there is no recipe 'none'"),
+        (["--protocol", "alias.yaml"], "it has an alias (*name), which a recipe must not have"),
         (["--seeds", "0"], "argument --seeds: 0 is too small"),
     ],
 )
-def test_a_mistake_is_one_line_before_the_work(words, more, message, capsys, tmp_path):
+def test_a_mistake_is_one_line_before_the_work(words, more, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "alias.yaml").write_text("max_steps: &steps 2\neval_steps: *steps\n")
     with pytest.raises(SystemExit) as exited:
         compare_methods.main([word for word in words if word != "--debug"] + more)
     error = capsys.readouterr().err.splitlines()[-1]

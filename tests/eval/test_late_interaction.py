@@ -47,4 +47,4 @@ def test_the_table_starts_with_the_pooled_features_alone(folder, benchmark, caps
     assert float(rows[-1][1]) == pytest.approx(100 * first, abs=0.01)
     with pytest.raises(SystemExit):
         late_interaction.main([*words, "--split", "none"])
-    assert "--split is 'none', cuhk_pedes has train, val, test" in capsys.readouterr().err
+    assert "Unknown split in --split 'none'" in capsys.readouterr().err
