@@ -530,7 +530,7 @@ def train(
         raise ValueError(
             f"{source}: the stream ended after {steps} of {args.max_steps} steps: it has no rows to train on"
         )
-    metrics = trainer.evaluate() if evaluation is not None else None
+    metrics = trainer.evaluate_result() if evaluation is not None else None
     whole_model = trainer.whole_model()
     if whole_model is not None and folder is not None:
         facts = gather_facts(describe_data(source, splits, pairs), model_arguments, args, duration)

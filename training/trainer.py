@@ -593,6 +593,16 @@ class ECCLTrainer(Trainer):
         self._monitor.start()
         return metrics
 
+    def evaluate_result(self) -> dict[str, float]:
+        """Returns the figures of the model that the training has ended with, by the names of [`evaluate`].
+
+        They are computed, unless the last step was evaluated and the model is still that of the last step.
+        """
+        evaluations = [entry for entry in self.state.log_history if "eval_rank1" in entry]
+        if self.args.load_best_model_at_end or not evaluations or evaluations[-1]["step"] != self.state.global_step:
+            return self.evaluate()
+        return {name: value for name, value in evaluations[-1].items() if name != "step"}
+
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Writes the model with LoRA merged, and its processor, as `from_pretrained` loads them.
 

@@ -116,7 +116,7 @@ class Planner:
     def trial_runs(self, setting: Setting, method: str) -> list[Run]:
         """The runs of the search of one method, one for each of its trials."""
         return [
-            self._make_run(setting, method, f"trial-{number}", SEARCH_SEED, trial, keeps_model=False)
+            self._make_run(setting, method, f"trial-{number}", SEARCH_SEED, trial, is_trial=True)
             for number, trial in enumerate(self.draw_trials(method))
         ]
 
@@ -128,12 +128,10 @@ class Planner:
             chosen: the options from the search.
         """
         seeds = self.seeds if ALL_METHODS[method].recipe else 1
-        return [
-            self._make_run(setting, method, f"seed-{seed}", seed, chosen, keeps_model=True) for seed in range(seeds)
-        ]
+        return [self._make_run(setting, method, f"seed-{seed}", seed, chosen, is_trial=False) for seed in range(seeds)]
 
     def _make_run(
-        self, setting: Setting, method: str, name: str, seed: int, chosen: Mapping[str, float], keeps_model: bool
+        self, setting: Setting, method: str, name: str, seed: int, chosen: Mapping[str, float], is_trial: bool
     ) -> Run:
         recipe = ALL_METHODS[method].recipe
         conditions: dict[str, Any] = {
@@ -149,7 +147,7 @@ class Planner:
             words += tuple(word for name, value in options.items() for word in (f"--{name}", *str(value).split()))
             conditions |= {"recipe": read_recipe(find_recipe(recipe)), "protocol": self._protocol, "options": options}
         folder = self.folder / setting.name / method / name
-        return Run(setting.name, method, name, words, self.model, setting.options, folder, conditions, keeps_model)
+        return Run(setting.name, method, name, words, self.model, setting.options, folder, conditions, is_trial)
 
     def _step_options(self) -> dict[str, int]:
         """The options that make a training shorter or longer than the protocol says."""

@@ -336,8 +336,8 @@ def _curve(outcome: Outcome) -> dict[int, list[float]]:
     """Rank-1 of each seed on the validation split, by step."""
     curve: dict[int, list[float]] = {}
     for record in outcome.records:
-        # After the last step the trainer evaluates twice.
-        history = record.get("log_history", [])
+        # A training that keeps the best of its models evaluates it once more at the end.
+        history = reversed(record.get("log_history", []))
         by_step = {entry["step"]: entry["eval_rank1"] for entry in history if "eval_rank1" in entry}
         for step, value in by_step.items():
             curve.setdefault(step, []).append(value)

@@ -53,7 +53,8 @@ class Run:
         data: options that say where the data set is.
         folder: the folder of the run; it gets `run.json` and the trained model.
         conditions: what the outcome depends on; a finished run is only used again under the same conditions.
-        keeps_model: whether the trained model is kept after it is scored on the validation split.
+        is_trial: whether it is a trial of a search, which is scored on the validation split. Otherwise the trained
+            model is kept for the test split.
     """
 
     setting: str
@@ -64,7 +65,7 @@ class Run:
     data: Mapping[str, str]
     folder: Path
     conditions: Mapping[str, Any]
-    keeps_model: bool = True
+    is_trial: bool = False
 
     @property
     def title(self) -> str:
@@ -127,15 +128,15 @@ class Pool:
         self._stopped = False
 
     def execute(self, runs: Sequence[Run], splits: Mapping[str, datasets.Dataset]) -> list[dict[str, Any]]:
-        """Trains the runs that have not finished, and scores each on the validation split.
+        """Trains the runs that have not finished, and scores the trials among them on the validation split.
 
         Args:
             runs: the runs.
             splits: the validation split of each setting, by name.
 
         Returns:
-            The record of each run, in the order of `runs`. A tuning run whose loss was not finite has `diverged`, the
-            message, and no scores.
+            The record of each run, in the order of `runs`. A run whose loss was not finite has `diverged`, the message,
+            and no scores.
 
         Raises:
             ValueError: a training has failed; the message names its log. The other trainings are stopped.
@@ -153,7 +154,9 @@ class Pool:
             records[index] = record
             with self._lock:
                 done += 1
-                outcome = record.get("diverged") or f"Rank-1 on val {scores_from_json(record['val']).mean('rank1'):.2f}"
+                outcome = record.get("diverged", "finished")
+                if "val" in record:
+                    outcome = f"Rank-1 on val {scores_from_json(record['val']).mean('rank1'):.2f}"
                 seconds = time.monotonic() - start
                 say(f"[{done} of {len(runs)}] {runs[index].title}: {outcome} ({seconds:.0f} s)")
 
@@ -193,11 +196,11 @@ class Pool:
         record: dict[str, Any] = {"conditions": dict(run.conditions)}
         if run.words is not None:
             record |= self._train(run)
-        if "diverged" not in record:
+        if run.is_trial and "diverged" not in record:
             record["val"] = scores_to_json(self.score(run.model, split))
         with complete_file(run.record_file) as unfinished:
             unfinished.write_text(json.dumps(record) + "\n", encoding="utf-8")
-        if run.words is not None and (not run.keeps_model or "diverged" in record):
+        if run.words is not None and (run.is_trial or "diverged" in record):
             shutil.rmtree(run.model, ignore_errors=True)
         return record
 

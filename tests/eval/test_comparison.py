@@ -298,7 +298,7 @@ def test_the_search_takes_the_best_trial_of_each_method(planner):
 def test_a_run_is_used_again_only_under_the_same_conditions(planner, tmp_path):
     setting = Setting("s", "", None, {}, None, {"train": "a", "val": "b", "test": "c"})
     (run,) = planner.final_runs(setting, "tal", {"learning_rate": 0.002})[:1]
-    assert run.read_record() is None and run.keeps_model and not planner.trial_runs(setting, "tal")[0].keeps_model
+    assert run.read_record() is None and not run.is_trial and planner.trial_runs(setting, "tal")[0].is_trial
     run.folder.mkdir(parents=True)
     run.record_file.write_text(json.dumps({"conditions": dict(run.conditions), "val": {}}))
     assert run.read_record() is not None

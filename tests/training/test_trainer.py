@@ -455,6 +455,20 @@ def test_the_card_of_a_run_says_what_it_was(backbone, benchmark, tmp_path):
     assert float(figures[0].split("|")[2]) == pytest.approx(best, abs=0.01)
 
 
+def test_the_last_step_is_not_evaluated_twice(backbone, benchmark, tmp_path, monkeypatch):
+    every_two = {"num_train_epochs": 1, "eval_strategy": "steps", "eval_steps": 2}
+    trainer = make_trainer(backbone, benchmark, tmp_path / "one", **every_two)
+    trainer.train()
+    figures = trainer.evaluate()
+    with monkeypatch.context() as patched:
+        patched.setattr(trainer, "evaluate", lambda: pytest.fail("the model was evaluated before"))
+        assert trainer.evaluate_result() == figures
+    other = make_trainer(backbone, benchmark, tmp_path / "two", **every_two | {"eval_strategy": "no"})
+    other.train()
+    assert not any("eval_rank1" in entry for entry in other.state.log_history)
+    assert other.evaluate_result() == figures
+
+
 def test_publishing_needs_a_name_and_happens_once_at_the_end(backbone, benchmark, tmp_path, monkeypatch, capsys):
     with pytest.raises(ValueError, match="push_to_hub needs hub_model_id"):
         tune(backbone, benchmark, tmp_path / "out", "--max_steps 1 --push_to_hub True")
