@@ -92,6 +92,12 @@ ABLATIONS: dict[str, Method] = {
         for value in (0, 0.5, 0.9, 1)
     },
     **{
+        f"identity_weight_{weight:g}": _vary(
+            f"identity memory, weight {weight:g}", losses=f"tal=1 identity_memory={weight:g} instance_memory=0.1"
+        )
+        for weight in (0.3, 3, 10)
+    },
+    **{
         f"instance_weight_{weight:g}": _vary(
             f"instance memory, weight {weight:g}", losses=f"tal=1 identity_memory=1 instance_memory={weight:g}"
         )
