@@ -56,7 +56,11 @@ def make_parser() -> CommandParser:
         parser, "model", required=False, help="folder or Hub id of the backbone (default: the shipped backbone)"
     )
     parser.add_argument(
-        "--protocol", default="comparison", help="recipe with the steps and the batch size, the same for each method"
+        "--protocol",
+        nargs="+",
+        default=["comparison"],
+        metavar="RECIPE",
+        help="recipes with the steps and the batch size, the same for each method; a later one overrides",
     )
     parser.add_argument("--seeds", type=at_least(1), default=5, help="number of trainings of each method and setting")
     parser.add_argument(
@@ -95,7 +99,8 @@ def main(arguments: list[str]) -> None:
     parser = make_parser()
     options = parser.parse_args(arguments)
     check_options(parser, options)
-    find_recipe(options.protocol)
+    for recipe in options.protocol:
+        find_recipe(recipe)
     model, folder = options.model or str(shipped_backbone()), Path(options.output_dir)
     inputs = {"--model": model, "--data_dir": options.data_dir}
     if options.dataset and os.path.exists(options.dataset):
@@ -147,7 +152,7 @@ def describe(planner: "Planner", options: argparse.Namespace, settings: "Sequenc
 
     return {
         "backbone": Path(planner.model).name,
-        "protocol": Path(options.protocol).stem,
+        "protocol": " + ".join(Path(recipe).stem for recipe in options.protocol),
         **({"steps": options.steps} if options.steps else {}),
         "seeds": options.seeds,
         "trials": options.trials,

@@ -88,21 +88,21 @@ class Planner:
 
     Args:
         model: folder or Hub id of the backbone.
-        protocol: name or path of the recipe that all trainings share.
+        protocol: names or paths of the recipes that all trainings share; a later one overrides an earlier one.
         steps: number of steps of each training, instead of the protocol's.
         trials: number of trials of each search.
         seeds: number of final trainings of each method.
         folder: the folder of the runs.
 
     Raises:
-        ValueError: the backbone is damaged, or has prompts; or the protocol is no mapping.
-        OSError: there is no such backbone or protocol.
+        ValueError: the backbone is damaged, or has prompts; or a recipe is no mapping.
+        OSError: there is no such backbone or recipe.
     """
 
-    def __init__(self, model: str, protocol: str, steps: int | None, trials: int, seeds: int, folder: Path):
+    def __init__(self, model: str, protocol: Sequence[str], steps: int | None, trials: int, seeds: int, folder: Path):
         self.model, self.protocol, self.steps = model, protocol, steps
         self.num_trials, self.seeds, self.folder = trials, seeds, folder
-        self._protocol = read_recipe(find_recipe(protocol))
+        self._protocol = {name: value for each in protocol for name, value in read_recipe(find_recipe(each)).items()}
         backbone, processor = load_model(model)
         if backbone.prompt_learner is not None:
             raise ValueError(f"{model} has prompts: a comparison starts from a CLIP, or an ECCL model without prompts")
@@ -143,7 +143,7 @@ class Planner:
         if recipe is not None:
             options = {"seed": seed, "eval_split": "val", **self._step_options(), **chosen}
             options |= ALL_METHODS[method].changes
-            words = (recipe, self.protocol)
+            words = (recipe, *self.protocol)
             words += tuple(word for name, value in options.items() for word in (f"--{name}", *str(value).split()))
             conditions |= {"recipe": read_recipe(find_recipe(recipe)), "protocol": self._protocol, "options": options}
         folder = self.folder / setting.name / method / name

@@ -271,7 +271,7 @@ class FakePool:
 
 @pytest.fixture
 def planner(backbone, tmp_path):
-    return Planner(str(backbone), "comparison", None, 4, 2, tmp_path / "runs")
+    return Planner(str(backbone), ["comparison"], None, 4, 2, tmp_path / "runs")
 
 
 def test_the_search_takes_the_best_trial_of_each_method(planner):
@@ -293,6 +293,17 @@ def test_the_search_takes_the_best_trial_of_each_method(planner):
     assert search(planner, ["rank_2"], setting, pool, {}) == {"rank_2": chosen["eccl"]}
     with pytest.raises(ValueError, match="no trial of tal has a finite loss"):
         search(planner, ["infonce", "tal"], setting, FakePool(figures | {"tal": [None] * 4}), {})
+
+
+def test_a_later_recipe_of_the_protocol_overrides_an_earlier_one(backbone, tmp_path):
+    batch = tmp_path / "batch.yaml"
+    batch.write_text("per_device_train_batch_size: 16\n")
+    planner = Planner(str(backbone), ["comparison", str(batch)], None, 1, 1, tmp_path)
+    (run,) = planner.final_runs(Setting("s", "", None, {}, None, {}), "tal", {})
+    arguments = train_eccl.parse_arguments([*run.words, "--data_dir", "d", "--output_dir", "o"])[-1]
+    expected = run.conditions["protocol"]
+    assert expected["per_device_train_batch_size"] == 16 and expected["max_steps"] == 120
+    assert (arguments.per_device_train_batch_size, arguments.max_steps) == (16, 120)
 
 
 def test_a_run_is_used_again_only_under_the_same_conditions(planner, tmp_path):
