@@ -15,6 +15,7 @@ import os
 import re
 import shlex
 import shutil
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -165,6 +166,28 @@ def test_the_commands_of_the_readme_are_those_of_setup_cfg():
     assert dict(rows) == {
         name: entry.removesuffix(":main").removesuffix(".__main__") for name, entry in SCRIPTS.items()
     }
+
+
+def test_the_table_of_methods_shows_the_figures_of_the_comparison():
+    compared = json.loads((ROOT / "docs" / "comparison" / "comparison.json").read_text())["settings"]
+    section = (ROOT / "README.md").read_text().split("## What each part brings")[1].split("\n## ")[0]
+    head, _, *rows = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("|")]
+    assert [cell.removesuffix(": Rank-1") for cell in head[1::2]] == list(compared) and len(compared) == 3
+    for column, setting in enumerate(compared.values()):
+        assert len(rows) == len(setting["methods"]) == 6
+        for row, method in zip(rows, setting["methods"].values(), strict=True):
+            figures = method["test"]["rank1"]
+            mean, *spread = map(float, row[1 + 2 * column].split(" ± "))
+            # A figure such as 79.55 can be rounded in both directions.
+            assert mean == pytest.approx(statistics.mean(figures), abs=0.0501) and len(figures) in (1, 5)
+            assert len(figures) == 1 or spread == pytest.approx([statistics.stdev(figures)], abs=0.0501)
+            found = method.get("reference_minus_this", {}).get("rank1")
+            text = found and "{difference:+.1f} ({low:+.1f} to {high:+.1f})".format(**found)
+            is_clear = found and (found["low"] > 0 or found["high"] < 0)
+            assert row[2 + 2 * column] == (f"**{text}**" if is_clear else text or "-")
+            if found:
+                of_reference = statistics.mean(setting["methods"]["eccl"]["test"]["rank1"])
+                assert found["difference"] == pytest.approx(of_reference - statistics.mean(figures), abs=1e-3)
 
 
 def test_every_exception_is_still_needed():
