@@ -60,7 +60,8 @@ def make_parser() -> CommandParser:
         nargs="+",
         default=["comparison"],
         metavar="RECIPE",
-        help="recipes with the steps and the batch size, the same for each method; a later one overrides",
+        help="recipes with the steps and the batch size, the same for each method; a later recipe overrides an earlier "
+        "one (default: comparison)",
     )
     parser.add_argument("--seeds", type=at_least(1), default=5, help="number of trainings of each method and setting")
     parser.add_argument(

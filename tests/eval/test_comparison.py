@@ -397,6 +397,7 @@ def test_a_comparison_that_was_killed_continues(words, tmp_path):
     # The chosen trial is the one with the higher mAP on the validation split.
     trials = [json.loads((out / f"runs/cuhk_pedes/eccl/trial-{n}/run.json").read_text()) for n in range(2)]
     figures = [scores_from_json(trial["val"]).mean("mAP") for trial in trials]
+    assert "val" not in json.loads((out / "runs/cuhk_pedes/eccl/seed-0/run.json").read_text())
     assert bool(content["eccl"]["options"]) == (figures[1] > figures[0])
     # The same command again trains nothing, and scores nothing again.
     times = {path: path.stat().st_mtime_ns for path in [*out.rglob("run.json"), *out.rglob("test.json")]}

@@ -47,4 +47,5 @@ def test_the_table_starts_with_the_pooled_features_alone(folder, benchmark, caps
     assert float(rows[-1][1]) == pytest.approx(100 * first, abs=0.01)
     with pytest.raises(SystemExit):
         late_interaction.main([*words, "--split", "none"])
-    assert "Unknown split in --split 'none'" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "Unknown split in --split 'none': cuhk_pedes" in error and "has train, val, test;" in error

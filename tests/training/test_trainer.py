@@ -459,10 +459,10 @@ def test_the_last_step_is_not_evaluated_twice(backbone, benchmark, tmp_path, mon
     every_two = {"num_train_epochs": 1, "eval_strategy": "steps", "eval_steps": 2}
     trainer = make_trainer(backbone, benchmark, tmp_path / "one", **every_two)
     trainer.train()
-    figures = trainer.evaluate()
     with monkeypatch.context() as patched:
         patched.setattr(trainer, "evaluate", lambda: pytest.fail("the model was evaluated before"))
-        assert trainer.evaluate_result() == figures
+        figures = trainer.evaluate_result()
+    assert figures == trainer.evaluate()
     other = make_trainer(backbone, benchmark, tmp_path / "two", **every_two | {"eval_strategy": "no"})
     other.train()
     assert not any("eval_rank1" in entry for entry in other.state.log_history)
