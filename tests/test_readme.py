@@ -29,6 +29,7 @@ from transformers import CLIPConfig, CLIPModel
 
 import train_eccl
 from eccl.dataset_scripts.synthetic import SyntheticBenchmark, write_benchmark
+from eccl.eval.comparison.methods import SETTINGS as DRAWN
 from eccl.utils.shipped import clip_tokenizer
 
 BLOCKS = [block for page in PAGES for block in read_blocks(page)]
@@ -168,26 +169,79 @@ def test_the_commands_of_the_readme_are_those_of_setup_cfg():
     }
 
 
+def read_comparison(folder: str) -> dict:
+    """The methods of each setting, as `eccl-compare` has written them to a folder under docs/comparison."""
+    content = json.loads((ROOT / "docs" / "comparison" / folder / "comparison.json").read_text())
+    for setting in content["settings"].values():
+        of_reference = statistics.mean(setting["methods"]["eccl"]["test"]["rank1"])
+        for method in setting["methods"].values():
+            if found := method.get("reference_minus_this", {}).get("rank1"):
+                expected = of_reference - statistics.mean(method["test"]["rank1"])
+                assert found["difference"] == pytest.approx(expected, abs=1e-3)
+    return {name: setting["methods"] for name, setting in content["settings"].items()}
+
+
+def read_table(page: str, heading: str) -> list[list[str]]:
+    """The cells of the first table under a heading, without the line below its head."""
+    section = (ROOT / page).read_text().split(f"{heading}\n")[1]
+    lines = section[section.index("\n|") :].lstrip("\n").split("\n\n")[0].splitlines()
+    return [line.strip("| ").split(" | ") for line in lines[:1] + lines[2:]]
+
+
+def require_figures(cell: str, method: dict) -> None:
+    """Fails unless a cell shows the mean and the deviation of Rank-1 over the seeds."""
+    figures = method["test"]["rank1"]
+    mean, *spread = map(float, cell.split(" ± "))
+    # A figure such as 79.55 can be rounded in both directions.
+    assert mean == pytest.approx(statistics.mean(figures), abs=0.0501) and len(figures) in (1, 5)
+    assert len(figures) == 1 or spread == pytest.approx([statistics.stdev(figures)], abs=0.0501)
+
+
+def show_difference(method: dict, metric: str) -> str:
+    """A difference with its interval, as a table shows it."""
+    if not (found := method.get("reference_minus_this", {}).get(metric)):
+        return "-"
+    text = "{difference:+.1f} ({low:+.1f} to {high:+.1f})".format(**found)
+    return f"**{text}**" if found["low"] > 0 or found["high"] < 0 else text
+
+
 def test_the_table_of_methods_shows_the_figures_of_the_comparison():
-    compared = json.loads((ROOT / "docs" / "comparison" / "comparison.json").read_text())["settings"]
-    section = (ROOT / "README.md").read_text().split("## What each part brings")[1].split("\n## ")[0]
-    head, _, *rows = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("|")]
+    compared = read_comparison(".")
+    head, *rows = read_table("README.md", "## What each part brings")
     assert [cell.removesuffix(": Rank-1") for cell in head[1::2]] == list(compared) and len(compared) == 3
-    for column, setting in enumerate(compared.values()):
-        assert len(rows) == len(setting["methods"]) == 6
-        for row, method in zip(rows, setting["methods"].values(), strict=True):
-            figures = method["test"]["rank1"]
-            mean, *spread = map(float, row[1 + 2 * column].split(" ± "))
-            # A figure such as 79.55 can be rounded in both directions.
-            assert mean == pytest.approx(statistics.mean(figures), abs=0.0501) and len(figures) in (1, 5)
-            assert len(figures) == 1 or spread == pytest.approx([statistics.stdev(figures)], abs=0.0501)
-            found = method.get("reference_minus_this", {}).get("rank1")
-            text = found and "{difference:+.1f} ({low:+.1f} to {high:+.1f})".format(**found)
-            is_clear = found and (found["low"] > 0 or found["high"] < 0)
-            assert row[2 + 2 * column] == (f"**{text}**" if is_clear else text or "-")
-            if found:
-                of_reference = statistics.mean(setting["methods"]["eccl"]["test"]["rank1"])
-                assert found["difference"] == pytest.approx(of_reference - statistics.mean(figures), abs=1e-3)
+    for column, methods in enumerate(compared.values()):
+        for row, method in zip(rows, methods.values(), strict=True):
+            require_figures(row[1 + 2 * column], method)
+            assert row[2 + 2 * column] == show_difference(method, "rank1")
+    assert len(rows) == 6
+    small = read_comparison("batch_16")["usual"]["tal"]["reference_minus_this"]["rank1"]
+    text = "{difference:.1f} points of Rank-1 ({low:.1f} to {high:.1f})".format(**small)
+    assert f"With batches of 16 on `usual`, they bring {text}" in (ROOT / "README.md").read_text()
+
+
+# The rows of the table: the folder of the comparison, and its setting.
+CONDITIONS = {
+    "300 persons": ("persons", "persons_300"),
+    "1,000 persons": ("persons", "usual"),
+    "3,000 persons": ("persons", "persons_3000"),
+    "11,000 persons": ("persons", "persons_11000"),
+    "1,000 persons, batches of 16": ("batch_16", "usual"),
+}
+
+
+def test_the_table_of_conditions_shows_the_figures_of_the_comparisons():
+    _, *rows = read_table("docs/evidence.md", "## When the memories help")
+    assert [row[0] for row in rows] == list(CONDITIONS)
+    for row, (folder, setting) in zip(rows, CONDITIONS.values(), strict=True):
+        methods = read_comparison(folder)[setting]
+        require_figures(row[3], methods["tal"])
+        require_figures(row[4], methods["eccl"])
+        assert row[5:] == [show_difference(methods["tal"], metric) for metric in ("rank1", "mAP")]
+
+
+def test_the_page_lists_the_settings():
+    _, *rows = read_table("docs/evidence.md", "Other settings and methods:")
+    assert re.findall(r"`(\w+)`", " ".join(row[0] for row in rows)) == list(DRAWN)
 
 
 def test_every_exception_is_still_needed():

@@ -126,6 +126,7 @@ SETTINGS: dict[str, SyntheticBenchmark] = {
     # The same number of training images, with two or eight of each person instead of four; in val and test, too.
     "images_2": replace(_USUAL, train_ids=2000, images_per_id=2),
     "images_8": replace(_USUAL, train_ids=500, images_per_id=8),
+    "captions_4": replace(_USUAL, captions_per_image=4),
     # A few minutes on two cores: it shows that the command works, and nothing about the methods.
     "quick": replace(_USUAL, train_ids=48, val_ids=8, test_ids=12, images_per_id=2),
 }
