@@ -216,7 +216,11 @@ def test_the_table_of_methods_shows_the_figures_of_the_comparison():
     assert len(rows) == 6
     small = read_comparison("batch_16")["usual"]["tal"]["reference_minus_this"]["rank1"]
     text = "{difference:.1f} points of Rank-1 ({low:.1f} to {high:.1f})".format(**small)
-    assert f"With batches of 16 on `usual`, they bring {text}" in (ROOT / "README.md").read_text()
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    assert f"With batches of 16 on `usual`, they bring {text}" in readme
+    longer = read_comparison("steps_480")["persons_3000"]["tal"]["reference_minus_this"]["rank1"]
+    text = "{difference:.1f} ({low:.1f} to {high:.1f})".format(**longer)
+    assert f"with 3,000 persons and 480 steps {text}" in readme
 
 
 # The rows of the table: the folder of the comparison, and its setting.
@@ -226,6 +230,7 @@ CONDITIONS = {
     "3,000 persons": ("persons", "persons_3000"),
     "11,000 persons": ("persons", "persons_11000"),
     "1,000 persons, batches of 16": ("batch_16", "usual"),
+    "3,000 persons, 480 steps": ("steps_480", "persons_3000"),
 }
 
 
