@@ -29,6 +29,7 @@ from transformers import CLIPConfig, CLIPModel
 
 import train_eccl
 from eccl.dataset_scripts.synthetic import SyntheticBenchmark, write_benchmark
+from eccl.eval.comparison.methods import ALL_METHODS
 from eccl.eval.comparison.methods import SETTINGS as DRAWN
 from eccl.utils.shipped import clip_tokenizer
 
@@ -242,6 +243,15 @@ def test_the_table_of_conditions_shows_the_figures_of_the_comparisons():
         require_figures(row[3], methods["tal"])
         require_figures(row[4], methods["eccl"])
         assert row[5:] == [show_difference(methods["tal"], metric) for metric in ("rank1", "mAP")]
+
+
+def test_the_table_of_variants_shows_the_figures_of_the_comparison():
+    (methods,) = read_comparison("variants").values()
+    _, *rows = read_table("docs/evidence.md", "### Variants of the memories")
+    for row, (name, method) in zip(rows, methods.items(), strict=True):
+        assert row[0] == ALL_METHODS[name].title
+        require_figures(row[1], method)
+        assert row[2:] == [show_difference(method, metric) for metric in ("rank1", "mAP")]
 
 
 def test_the_page_lists_the_settings():
