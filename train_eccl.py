@@ -88,7 +88,7 @@ _HELP_GROUPS = {
     "losses": (
         *("losses", "tal_temperature", "tal_margin", "identity_memory_temperature", "identity_memory_momentum"),
         *("instance_memory_temperature", "instance_memory_momentum", "memory_start", "contrastive_temperature"),
-        *("sdm_temperature", "interaction_depth", "mask_probability", "learned_loss_weights"),
+        *("sdm_temperature", "interaction_depth", "mask_probability"),
     ),
     "optimisation": (
         *("num_train_epochs", "max_steps", "per_device_train_batch_size", "learning_rate", "lora_learning_rate"),

@@ -48,7 +48,7 @@ class ECCLTrainingArguments(TrainingArguments):
         metadata={
             "help": "Losses with their weights, for example: --losses tal=1 identity_memory=0.5. Known losses: "
             "tal, identity_memory, instance_memory, contrastive, sdm, cmpm, identity_classification, "
-            "projection_classification, masked_language_modelling, memory_tal, and attribute (synthetic benchmark "
+            "projection_classification, masked_language_modelling, and attribute (synthetic benchmark "
             "only)."
         },
     )
@@ -81,10 +81,6 @@ class ECCLTrainingArguments(TrainingArguments):
             "help": "Temperature of the contrastive loss; must be positive (default: that of the model, which is "
             "trained with --tune full)."
         },
-    )
-    learned_loss_weights: bool = field(
-        default=False,
-        metadata={"help": "Learn a factor for each loss in addition to its weight, from the uncertainty of the loss."},
     )
     sdm_temperature: float = field(default=0.02, metadata={"help": "Temperature of the sdm loss; must be positive."})
     interaction_depth: int = field(

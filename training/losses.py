@@ -68,78 +68,24 @@ def triplet_alignment_loss(
     Raises:
         ValueError: the shapes do not agree, the temperature is not positive, or the margin is negative.
     """
-    similarities, positive = _compare_pairs(image_features, text_features, person_ids, temperature, margin)
-    settings = temperature, margin
-    text_to_image = _align_triplets(similarities, positive, ~positive, *settings)
-    return text_to_image + _align_triplets(similarities.T, positive, ~positive, *settings)
-
-
-def memory_triplet_alignment_loss(
-    image_features: torch.Tensor,
-    text_features: torch.Tensor,
-    person_ids: torch.Tensor,
-    image_rows: torch.Tensor,
-    text_rows: torch.Tensor,
-    temperature: float = 0.02,
-    margin: float = 0.2,
-) -> torch.Tensor:
-    """TAL with more negatives: to those of the batch, it adds the memory's rows of all other persons.
-
-    The positives are those of [`triplet_alignment_loss`]. The rows get no gradient.
-
-    Args:
-        image_features, text_features: `(batch, dim)`.
-        person_ids: `(batch,)`, labels `0 .. persons - 1`.
-        image_rows, text_rows: `(persons, dim)`, unit vectors; row i is of person i.
-        temperature, margin: as for [`triplet_alignment_loss`].
-
-    Returns:
-        The sum over the batch and both directions.
-
-    Raises:
-        ValueError: as for [`triplet_alignment_loss`].
-    """
-    similarities, positive = _compare_pairs(image_features, text_features, person_ids, temperature, margin)
-    of_others = person_ids[:, None] != torch.arange(len(image_rows), device=person_ids.device)
-    negative = torch.cat([~positive, of_others], dim=1)
-    positive = torch.cat([positive, torch.zeros_like(of_others)], dim=1)
-    on_images = torch.cat([similarities, cosine_similarity_matrix(text_features, image_rows)], dim=1)
-    on_texts = torch.cat([similarities.T, cosine_similarity_matrix(image_features, text_rows)], dim=1)
-    settings = temperature, margin
-    text_to_image = _align_triplets(on_images, positive, negative, *settings)
-    return text_to_image + _align_triplets(on_texts, positive, negative, *settings)
-
-
-def _compare_pairs(
-    image_features: torch.Tensor,
-    text_features: torch.Tensor,
-    person_ids: torch.Tensor,
-    temperature: float,
-    margin: float,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Checks the arguments of TAL; returns the similarities of a batch, and which of them are of one person."""
     _check_batch(image_features, text_features, person_ids)
     _check_positive("temperature", temperature)
     if margin < 0:
         raise ValueError(f"margin is {margin}, it must not be negative")
-    return cosine_similarity_matrix(text_features, image_features), person_ids[:, None] == person_ids[None, :]
+    similarities = cosine_similarity_matrix(text_features, image_features)
+    positive = person_ids[:, None] == person_ids[None, :]
+    has_negative = ~positive.all(dim=1)
 
+    def one_direction(rows: torch.Tensor) -> torch.Tensor:
+        scaled = rows / temperature
+        weights = scaled.detach().masked_fill(~positive, -torch.inf).softmax(dim=1)
+        positives = (weights * rows).sum(dim=1)
+        # Rows without negatives keep finite values here: a NaN would pass through the mask below in the backward pass.
+        masked = scaled.masked_fill(positive & has_negative[:, None], -torch.inf)
+        hardest = temperature * masked.logsumexp(dim=1)
+        return torch.where(has_negative, (margin - positives + hardest).clamp(min=0), 0.0).sum()
 
-def _align_triplets(
-    similarities: torch.Tensor, positive: torch.Tensor, negative: torch.Tensor, temperature: float, margin: float
-) -> torch.Tensor:
-    """One direction of TAL: the sum over the rows of `similarities`.
-
-    `positive` and `negative` have its shape: an entry of another person's row counts as neither if both are false.
-    """
-    has_negative = negative.any(dim=1)
-    scaled = similarities / temperature
-    weights = scaled.detach().masked_fill(~positive, -torch.inf).softmax(dim=1)
-    positives = (weights * similarities).sum(dim=1)
-    # Rows without negatives keep finite values here: a NaN would pass through the mask below in the backward pass.
-    masked = scaled.masked_fill(~negative & has_negative[:, None], -torch.inf)
-    hardest = temperature * masked.logsumexp(dim=1)
-    return torch.where(has_negative, (margin - positives + hardest).clamp(min=0), 0.0).sum()
+    return one_direction(similarities) + one_direction(similarities.T)
 
 
 def similarity_distribution_matching_loss(

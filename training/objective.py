@@ -17,7 +17,6 @@ from .losses import (
     cross_modal_projection_matching_loss,
     identity_classification_loss,
     image_text_contrastive_loss,
-    memory_triplet_alignment_loss,
     projection_classification_loss,
     similarity_distribution_matching_loss,
     triplet_alignment_loss,
@@ -204,20 +203,6 @@ class InstanceMemoryTerm(_MemoryTerm):
         return pairs.image_indices
 
 
-class MemoryTripletTerm(IdentityMemoryTerm):
-    """TAL whose negatives are also the rows of an identity memory: an alternative to `tal`."""
-
-    def __init__(self, args: ECCLTrainingArguments, pairs: CaptionPairs, dim: int):
-        super().__init__(args, pairs, dim)
-        self.temperature, self.margin = args.tal_temperature, args.tal_margin
-
-    def forward(self, batch: PairBatch) -> dict[str, torch.Tensor]:
-        features = batch.image_features, batch.text_features
-        rows = self.memory.image_rows, self.memory.text_rows
-        settings = self.temperature, self.margin
-        return {"loss": memory_triplet_alignment_loss(*features, batch.person_labels, *rows, *settings)}
-
-
 class ContrastiveTerm(LossTerm):
     """InfoNCE with `contrastive_temperature`, or at the model's own `logit_scale`, which a full tuning trains."""
 
@@ -338,7 +323,6 @@ LOSS_TERMS: dict[str, Callable[[ECCLTrainingArguments, Any, int], LossTerm]] = {
     "projection_classification": ProjectionClassificationTerm,
     "masked_language_modelling": MaskedLanguageModellingTerm,
     "attribute": _make_attribute_term,
-    "memory_tal": MemoryTripletTerm,
 }
 
 
@@ -364,8 +348,6 @@ class ECCLObjective(nn.Module):
                     f"losses: {', '.join(needing)} must know all persons and images before the first step, and a "
                     "stream does not give them: leave it out, for example --losses tal=1"
                 )
-        # The logarithm of the variance of each loss, in the order of the weights.
-        self.log_variances = nn.Parameter(torch.zeros(len(self.weights))) if args.learned_loss_weights else None
         # Each term has its own name as attribute, so that a checkpoint's tensors are named after the losses.
         for name in self.weights:
             self.add_module(name, LOSS_TERMS[name](args, pairs, dim))
@@ -389,14 +371,9 @@ class ECCLObjective(nn.Module):
         parts: dict[str, torch.Tensor] = {}
         total = torch.zeros((), device=batch.image_features.device)
         with torch.autocast(batch.image_features.device.type, enabled=False):
-            for index, (name, term) in enumerate(self.terms().items()):
+            for name, term in self.terms().items():
                 values = term(batch)
-                loss = self.weights[name] * sum(values.values())
-                if self.log_variances is not None:
-                    # Kendall et al., CVPR 2018, equation 10, without the factor of a half.
-                    log_variance = self.log_variances[index]
-                    loss = (-log_variance).exp() * loss + log_variance
-                total = total + loss
+                total = total + self.weights[name] * sum(values.values())
                 parts |= {f"{name}_{part}": value for part, value in values.items()}
         return total, parts
 

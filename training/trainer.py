@@ -155,7 +155,6 @@ class ECCLTrainer(Trainer):
                 "leave out base_dtype, or train without FSDP"
             )
         trained = [name for name, term in self.objective.terms().items() if any(True for _ in term.parameters())]
-        trained += ["learned_loss_weights"] if self.args.learned_loss_weights else []
         if trained:
             raise ValueError(f"losses with parameters do not work with FSDP: leave out {', '.join(trained)}")
         # fully_shard accepts no scalar. The gradient of this one is the same in every process.

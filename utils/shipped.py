@@ -51,7 +51,7 @@ def find_recipe(name: str) -> Path:
 
 def list_recipes() -> list[str]:
     """Returns the names of the recipes that ship with the package, without the launch settings in `accelerate/`."""
-    files = [path for folder in (".", "baselines", "experiments") for path in (RECIPES / folder).glob("*.yaml")]
+    files = [path for folder in (".", "baselines") for path in (RECIPES / folder).glob("*.yaml")]
     return sorted(path.relative_to(RECIPES).with_suffix("").as_posix() for path in files)
 
 

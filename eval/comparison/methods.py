@@ -61,12 +61,6 @@ METHODS: dict[str, Method] = {
     REFERENCE: Method("ECCL", "baselines/eccl", {**_RATES, **_ECCL}),
 }
 
-# Attempts to do better than the reference.
-EXPERIMENTS: dict[str, Method] = {
-    "memory_negatives": Method("ECCL, negatives from the memory", "experiments/memory_negatives", {**_RATES, **_ECCL}),
-    "learned_weights": Method("ECCL, learned weights", "experiments/learned_weights", {**_RATES, **_ECCL}),
-}
-
 
 def _vary(title: str, **changes: object) -> Method:
     return Method(title, METHODS[REFERENCE].recipe, changes={name: str(value) for name, value in changes.items()})
@@ -110,7 +104,7 @@ ABLATIONS: dict[str, Method] = {
     "no_augmentation": _vary("no augmentation", augment=False),
 }
 
-ALL_METHODS: dict[str, Method] = {**METHODS, **EXPERIMENTS, **ABLATIONS}
+ALL_METHODS: dict[str, Method] = {**METHODS, **ABLATIONS}
 
 _USUAL = SyntheticBenchmark("cuhk_pedes", domain="target", train_ids=1000, val_ids=100, test_ids=300)
 SETTINGS: dict[str, SyntheticBenchmark] = {
@@ -162,7 +156,6 @@ def draw_trials(space: Mapping[str, Span], trials: int, seed: int) -> list[dict[
 __all__ = [
     "ABLATIONS",
     "ALL_METHODS",
-    "EXPERIMENTS",
     "METHODS",
     "REFERENCE",
     "SETTINGS",

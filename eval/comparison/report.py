@@ -172,7 +172,7 @@ def _cost_row(outcome: Outcome) -> list[str]:
         "-" if parameters is None else f"{parameters:,.0f}",
         "-" if rate is None else f"{rate:.0f}",
         "-" if memory is None else f"{memory / 2**30:.2f}",
-        options or "those of the recipe",
+        options or "those of the recipes",
     ]
 
 

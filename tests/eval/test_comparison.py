@@ -21,7 +21,7 @@ from scipy import stats
 from eccl.dataset_scripts.synthetic import SyntheticBenchmark, write_benchmark
 from eccl.eval import compare_methods
 from eccl.eval.compare_methods import search
-from eccl.eval.comparison.methods import ALL_METHODS, EXPERIMENTS, METHODS, REFERENCE, draw_trials
+from eccl.eval.comparison.methods import ALL_METHODS, METHODS, REFERENCE, draw_trials
 from eccl.eval.comparison.planning import Planner, Setting
 from eccl.eval.comparison.report import (
     OUTPUTS,
@@ -57,8 +57,8 @@ def test_without_a_space_there_is_one_trial():
 
 
 def test_every_method_has_a_recipe_and_every_recipe_a_method():
-    recipes = {method.recipe for method in (METHODS | EXPERIMENTS).values() if method.recipe}
-    assert recipes == {name for name in list_recipes() if name.startswith(("baselines/", "experiments/"))}
+    recipes = {method.recipe for method in METHODS.values() if method.recipe}
+    assert recipes == {name for name in list_recipes() if name.startswith("baselines/")}
     assert all(find_recipe(recipe).is_file() for recipe in recipes)
     assert METHODS[REFERENCE].recipe == "baselines/eccl" and METHODS["zero_shot"].recipe is None
 
