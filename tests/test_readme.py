@@ -29,7 +29,6 @@ from transformers import CLIPConfig, CLIPModel
 
 import train_eccl
 from eccl.dataset_scripts.synthetic import SyntheticBenchmark, write_benchmark
-from eccl.eval.comparison.methods import ALL_METHODS
 from eccl.eval.comparison.methods import SETTINGS as DRAWN
 from eccl.utils.shipped import clip_tokenizer
 
@@ -245,11 +244,16 @@ def test_the_table_of_conditions_shows_the_figures_of_the_comparisons():
         assert row[5:] == [show_difference(methods["tal"], metric) for metric in ("rank1", "mAP")]
 
 
-def test_the_table_of_variants_shows_the_figures_of_the_comparison():
-    (methods,) = read_comparison("variants").values()
-    _, *rows = read_table("docs/evidence.md", "### Variants of the memories")
-    for row, (name, method) in zip(rows, methods.items(), strict=True):
-        assert row[0] == ALL_METHODS[name].title
+@pytest.mark.parametrize(
+    ("heading", "folder"),
+    [("### Variants of the memories", "variants"), ("### Two changes of the losses", "experiments")],
+)
+def test_the_table_of_variants_shows_the_figures_of_the_comparison(heading, folder):
+    (methods,) = read_comparison(folder).values()
+    _, *rows = read_table("docs/evidence.md", heading)
+    _, *full = read_table(f"docs/comparison/{folder}/comparison.md", "## usual")
+    assert [row[0] for row in rows] == [row[0] for row in full]
+    for row, method in zip(rows, methods.values(), strict=True):
         require_figures(row[1], method)
         assert row[2:] == [show_difference(method, metric) for metric in ("rank1", "mAP")]
 
