@@ -92,6 +92,7 @@ def test_rows_of_an_image_are_joined_by_their_bytes_or_by_their_path(tmp_path):
     assert rows["captions"] == [["a red coat", "a bag"], ["a hat"], ["someone in red"]]
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=60)
 @given(
     rows=st.lists(

@@ -215,6 +215,7 @@ def test_swapped_arguments_score_image_to_text(metric):
     assert swapped == pytest.approx(brute_force((unit[0] @ unit[1].T).tolist(), image_ids, text_ids, (1, 5, 10)))
 
 
+@pytest.mark.slow
 def test_several_processes_add_to_one_metric(tmp_path):
     """Uses the way of the `evaluate` library: each process writes a file, and the first process computes."""
     program = (

@@ -147,6 +147,7 @@ def test_the_captions_of_a_benchmark_are_shorter_than_the_limit(settings):
     assert [row.reference.rpartition(" ")[2] for row in rows] == ["float32", "float32", "bfloat16"]
 
 
+@pytest.mark.slow
 def test_a_peak_is_that_of_a_new_process(settings):
     ballast = torch.ones(2**28)  # 1 GiB, which a process started from this one must not count.
     peak = run_in_new_process(speed_cases.step_peak, "ours", settings, "float32")

@@ -39,6 +39,7 @@ def read_files(folder):
     return {path.name: path.read_bytes() for path in Path(folder).iterdir() if path.is_file()}
 
 
+@pytest.mark.slow
 def test_an_upload_sends_every_file_and_can_be_repeated_after_a_failure(hub):
     before = read_files(BACKBONE)
     # The client repeats a failed commit a few times. After 100 failures it has given up.

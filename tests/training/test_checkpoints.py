@@ -260,6 +260,7 @@ def test_a_disk_that_is_full_leaves_the_last_good_checkpoint(backbone, benchmark
     assert_equal_ends(resumed, whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", [(2, "step"), (4, "step"), (4, "evaluation")])
 def test_sigterm_writes_a_checkpoint_and_leaves(backbone, benchmark, tmp_path, monkeypatch, moment):
     settings = {**SAVING, "save_strategy": "epoch", "eval_strategy": "epoch", "dataloader_num_workers": 1}
@@ -317,6 +318,7 @@ def press_ctrl_c_at(trainer, steps):
     trainer.training_step = interrupted
 
 
+@pytest.mark.slow
 def test_ctrl_c_writes_a_checkpoint_and_leaves(backbone, benchmark, tmp_path, capfd):
     settings = {"num_train_epochs": 2, "save_strategy": "epoch"}
     whole = make_trainer(backbone, benchmark, tmp_path / "whole", **settings)

@@ -65,6 +65,7 @@ def test_a_data_folder_that_goes_away_ends_the_run_and_names_the_file(benchmark,
     assert int(find_last_complete_checkpoint(tmp_path / "out", pytest.fail).name.rpartition("-")[2]) >= 2
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_ends_the_run(benchmark, backbone, tmp_path):
     trainer = make_trainer(backbone, benchmark, tmp_path, dataloader_num_workers=1, num_train_epochs=9, **SAVING)
     save = trainer._save_checkpoint

@@ -57,6 +57,7 @@ def test_every_figure_reaches_tensorboard(backbone, benchmark, tmp_path, monkeyp
         assert written == {entry["step"]: pytest.approx(entry[name], rel=1e-6) for entry in logged}
 
 
+@pytest.mark.slow
 def test_every_figure_reaches_trackio(backbone, benchmark, tmp_path, monkeypatch):
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
     words = ["--dataset_name", "cuhk_pedes", "--data_dir", benchmark, "--init_from", backbone, "--prompt_depth", "2"]
