@@ -246,7 +246,7 @@ def test_the_table_of_conditions_shows_the_figures_of_the_comparisons():
 
 @pytest.mark.parametrize(
     ("heading", "folder"),
-    [("### Variants of the memories", "variants"), ("### Two changes of the losses", "experiments")],
+    [("### Variants of ECCL", "variants"), ("### Two changes of the losses", "experiments")],
 )
 def test_the_table_of_variants_shows_the_figures_of_the_comparison(heading, folder):
     (methods,) = read_comparison(folder).values()

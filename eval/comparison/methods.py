@@ -70,7 +70,7 @@ def _vary(title: str, **changes: object) -> Method:
 ABLATIONS: dict[str, Method] = {
     **{f"rank_{rank}": _vary(f"LoRA of rank {rank}", lora_rank=rank, lora_alpha=rank) for rank in (1, 2, 8, 16)},
     **{f"prompts_{count}": _vary(f"{count} prompt tokens", num_prompt_tokens=count) for count in (1, 2, 8)},
-    **{f"depth_{depth}": _vary(f"prompts in {depth} layers", prompt_depth=depth) for depth in (1, 2)},
+    **{f"depth_{depth}": _vary(f"prompts in {depth} layer{'s' * (depth > 1)}", prompt_depth=depth) for depth in (1, 2)},
     **{
         f"{memory}_temperature_{value:g}": _vary(
             f"{memory} memory, temperature {value:g}", **{f"{memory}_memory_temperature": value}
