@@ -49,22 +49,25 @@ test-slow: $(VENV)/.installed
 test-oldest: install-oldest
 	$(VENV)-oldest/bin/python -m pytest -q -n $(CORES) -m "not slow" --ignore tests/search --ignore tests/test_fuzz.py
 
-install-oldest:
+install-oldest: $(VENV)-oldest/.torch
 	@echo "installing into $(VENV)-oldest"
-	@test -x $(VENV)-oldest/bin/python || $(PYTHON) -m venv $(VENV)-oldest
 	@$(PYTHON) tests/programs/lower_bounds.py > $(VENV)-oldest/constraints.txt
-	@$(VENV)-oldest/bin/$(PIP_INSTALL) $(TORCH)
 	@$(VENV)-oldest/bin/$(PIP_INSTALL) --constraint $(VENV)-oldest/constraints.txt --editable ".[test]" $(TORCH)
 
 # The fast tests with the newest release of everything but torch.
 test-newest: install-newest
 	$(VENV)-newest/bin/python -m pytest -q -n $(CORES) -m "not slow" --ignore tests/search --ignore tests/test_fuzz.py
 
-install-newest:
+install-newest: $(VENV)-newest/.torch
 	@echo "installing into $(VENV)-newest"
-	@test -x $(VENV)-newest/bin/python || $(PYTHON) -m venv $(VENV)-newest
-	@$(VENV)-newest/bin/$(PIP_INSTALL) $(TORCH)
 	@$(VENV)-newest/bin/$(PIP_INSTALL) --upgrade --upgrade-strategy eager --editable ".[test]" $(TORCH)
+
+# An environment with torch alone. It needs nothing of the checkout, so it can be made beside another installation.
+$(VENV)-oldest/.torch $(VENV)-newest/.torch:
+	@echo "installing torch into $(@D)"
+	@test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	@$(@D)/bin/$(PIP_INSTALL) $(TORCH)
+	@touch $@
 
 # Builds the wheel, installs it into a new environment outside the checkout, and runs its commands there.
 wheel-check: $(VENV)/.installed

@@ -229,7 +229,7 @@ CONDITIONS = {
     "1,000 persons": ("persons", "usual"),
     "3,000 persons": ("persons", "persons_3000"),
     "11,000 persons": ("persons", "persons_11000"),
-    "1,000 persons, batches of 16": ("batch_16", "usual"),
+    "1,000 persons, batches of 16, 480 steps": ("batch_16", "usual"),
     "3,000 persons, 480 steps": ("steps_480", "persons_3000"),
 }
 
