@@ -29,6 +29,7 @@ from transformers import CLIPConfig, CLIPModel
 
 import train_eccl
 from eccl.dataset_scripts.synthetic import SyntheticBenchmark, write_benchmark
+from eccl.eval.comparison.methods import ABLATIONS, ALL_METHODS
 from eccl.eval.comparison.methods import SETTINGS as DRAWN
 from eccl.utils.shipped import clip_tokenizer
 
@@ -253,9 +254,19 @@ def test_the_table_of_variants_shows_the_figures_of_the_comparison(heading, fold
     _, *rows = read_table("docs/evidence.md", heading)
     _, *full = read_table(f"docs/comparison/{folder}/comparison.md", "## usual")
     assert [row[0] for row in rows] == [row[0] for row in full]
+    # Methods that were removed have a title in their report only.
+    assert all(
+        row[0] == ALL_METHODS[name].title for row, name in zip(rows, methods, strict=True) if name in ALL_METHODS
+    )
     for row, method in zip(rows, methods.values(), strict=True):
         require_figures(row[1], method)
         assert row[2:] == [show_difference(method, metric) for metric in ("rank1", "mAP")]
+
+
+def test_the_page_counts_the_ablations_that_have_not_been_run():
+    missing = ABLATIONS.keys() - read_comparison("variants")["usual"].keys()
+    page = " ".join((ROOT / "docs" / "evidence.md").read_text().split())
+    assert f"{len(missing)} of the {len(ABLATIONS)} ablations" in page
 
 
 def test_the_page_lists_the_settings():
