@@ -8,6 +8,8 @@ TORCH := torch==2.13.0
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 CORES := $(shell nproc 2>/dev/null || echo 2)
+# Many tests wait for a server or for another process. With one process more than cores, the cores are busy meanwhile.
+PYTEST := -m pytest -q -n $(shell expr $(CORES) + 1)
 
 # The defaults of accelerate. If they are not given, accelerate prints a warning that lists them.
 LAUNCH := --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
@@ -39,15 +41,15 @@ app: $(VENV)/.installed
 	$(BIN)/python -m eccl.search.app --gallery $(DEMO)/gallery.db
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -q -n $(CORES) -m "not slow"
+	$(BIN)/python $(PYTEST) -m "not slow"
 
 test-slow: $(VENV)/.installed
-	$(BIN)/python -m pytest -q -n $(CORES) --dist loadgroup -m slow
+	$(BIN)/python $(PYTEST) --dist loadgroup -m slow
 
 # The fast tests with the lowest versions that setup.cfg allows. The tests of the search and of random inputs are left out
 # here and below: CI has a limit of time, and the lowest versions of the search's packages are the pinned ones.
 test-oldest: install-oldest
-	$(VENV)-oldest/bin/python -m pytest -q -n $(CORES) -m "not slow" --ignore tests/search --ignore tests/test_fuzz.py
+	$(VENV)-oldest/bin/python $(PYTEST) -m "not slow" --ignore tests/search --ignore tests/test_fuzz.py
 
 install-oldest: $(VENV)-oldest/.torch
 	@echo "installing into $(VENV)-oldest"
@@ -56,7 +58,7 @@ install-oldest: $(VENV)-oldest/.torch
 
 # The fast tests with the newest release of everything but torch.
 test-newest: install-newest
-	$(VENV)-newest/bin/python -m pytest -q -n $(CORES) -m "not slow" --ignore tests/search --ignore tests/test_fuzz.py
+	$(VENV)-newest/bin/python $(PYTEST) -m "not slow" --ignore tests/search --ignore tests/test_fuzz.py
 
 install-newest: $(VENV)-newest/.torch
 	@echo "installing into $(VENV)-newest"
