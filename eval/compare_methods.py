@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import datasets
 
     from .comparison.planning import Planner, Setting
-    from .comparison.report import SettingOutcome
+    from .comparison.report import SettingOutcome, Trial
     from .comparison.runs import Pool, Run
     from .comparison.statistics import PersonScores
 
@@ -126,10 +126,11 @@ def main(arguments: list[str]) -> None:
         else:
             settings = draw_settings(options.settings, folder / "data", options.jobs)
         pool = Pool(options.jobs, options.threads, options.batch_size)
-        outcomes = compare(planner, options.methods, settings, pool, options.resamples)
+        trials = search(planner, options.methods, settings[0], pool)
+        outcomes = compare(planner, choose_options(options.methods, trials), settings, pool, options.resamples)
         for line in make_tables(outcomes).splitlines():
             tell(line)
-        write_outputs(folder, describe(planner, options, settings), outcomes)
+        write_outputs(folder, describe(planner, options, settings), outcomes, trials)
         tell(f"written: {', '.join(str(folder / name) for name in OUTPUTS)}")
 
 
@@ -164,35 +165,107 @@ def describe(planner: "Planner", options: argparse.Namespace, settings: "Sequenc
     }
 
 
-def compare(
-    planner: "Planner", methods: Sequence[str], settings: "Sequence[Setting]", pool: "Pool", resamples: int
-) -> "list[SettingOutcome]":
-    """Searches on the first setting, trains with each seed on all of them, and then scores the test splits.
+def search(planner: "Planner", methods: Sequence[str], setting: "Setting", pool: "Pool") -> "dict[str, list[Trial]]":
+    """Tries options for each method and scores them on the validation split.
+
+    A variant of the reference is not searched for; the reference is, instead.
 
     Args:
         planner: makes the runs.
         methods: names of methods.
+        setting: the data set of the search.
+        pool: executes the runs.
+
+    Returns:
+        For each method that was searched its trials; an empty list if there is nothing to search for.
+
+    Raises:
+        ValueError: a training has failed, or a run in the folder was made under other conditions.
+    """
+    from .comparison.report import Trial
+    from .comparison.runs import scores_from_json
+
+    searched = list(dict.fromkeys(map(_tuned_method, methods)))
+    runs = {method: planner.trial_runs(setting, method) for method in searched}
+    if any(runs.values()):
+        say(f"searching on {setting.name}")
+    in_order = [run for of_method in runs.values() for run in of_method]
+    executed = pool.execute(in_order, {setting.name: setting.splits["val"]})
+    records = dict(zip([run.folder for run in in_order], executed, strict=True))
+    scores = {
+        folder: None if "diverged" in record else scores_from_json(record["val"]) for folder, record in records.items()
+    }
+    return {
+        method: [
+            Trial(options, scores[run.folder])
+            for options, run in zip(planner.draw_trials(method), of_method, strict=True)
+        ]
+        for method, of_method in runs.items()
+    }
+
+
+def _tuned_method(method: str) -> str:
+    """The method whose search chooses the options of a method: the reference for its variants."""
+    from .comparison.methods import ALL_METHODS, REFERENCE
+
+    return REFERENCE if ALL_METHODS[method].changes else method
+
+
+def choose_options(methods: Sequence[str], trials: "Mapping[str, Sequence[Trial]]") -> dict[str, Mapping[str, float]]:
+    """Chooses the options of each method: those of its best trial, see [`~eccl.eval.comparison.report.find_best`].
+
+    Args:
+        methods: names of methods.
+        trials: the result of [`search`]. A method without trials has no options.
+
+    Raises:
+        ValueError: no trial of a method has a finite loss.
+    """
+    from .comparison.report import find_best
+
+    chosen: dict[str, Mapping[str, float]] = {}
+    for method in methods:
+        of_method = trials[_tuned_method(method)]
+        best = find_best(of_method)
+        if of_method and best is None:
+            raise ValueError(
+                f"no trial of {_tuned_method(method)} has a finite loss: lower the ranges of its learning rates"
+            )
+        chosen[method] = best.options if best else {}
+    return chosen
+
+
+def compare(
+    planner: "Planner",
+    chosen: Mapping[str, Mapping[str, float]],
+    settings: "Sequence[Setting]",
+    pool: "Pool",
+    resamples: int,
+) -> "list[SettingOutcome]":
+    """Trains each method with each seed on all settings, and then scores the test splits.
+
+    Args:
+        planner: makes the runs.
+        chosen: for each method its options from the search.
         settings: the data sets.
         pool: executes the runs.
         resamples: number of resamples of the bootstrap.
 
     Returns:
-        The outcomes in the order of `settings` and `methods`.
+        The outcomes in the order of `settings` and `chosen`.
 
     Raises:
-        ValueError: a training has failed, or no trial of a method has a finite loss; or a run in the folder was made
-            under other conditions.
+        ValueError: a training has failed, or a run in the folder was made under other conditions.
     """
     from .comparison.methods import ALL_METHODS
     from .comparison.report import Outcome, summarise
 
     validation = {setting.name: setting.splits["val"] for setting in settings}
-    chosen = search(planner, methods, settings[0], pool, validation)
     say(f"training on {', '.join(validation)}")
     final = {
-        (setting.name, method): planner.final_runs(setting, method, chosen[method])
+        (setting.name, method): planner.final_runs(setting, method, options)
         for setting in settings
-        for method in methods
+        for method, options in chosen.items()
     }
     runs = [run for of_method in final.values() for run in of_method]
     records = dict(zip([run.folder for run in runs], pool.execute(runs, validation), strict=True))
@@ -207,51 +280,12 @@ def compare(
                 method,
                 [scores.get(run.folder) for run in final[setting.name, method]],
                 [records[run.folder] for run in final[setting.name, method]],
-                {**chosen[method], **ALL_METHODS[method].changes},
+                {**options, **ALL_METHODS[method].changes},
             )
-            for method in methods
+            for method, options in chosen.items()
         ]
         outcomes.append(summarise(setting.name, setting.description, setting.oracle, of_setting, resamples))
     return outcomes
-
-
-def search(
-    planner: "Planner",
-    methods: Sequence[str],
-    setting: "Setting",
-    pool: "Pool",
-    validation: "Mapping[str, datasets.Dataset]",
-) -> dict[str, dict[str, float]]:
-    """Chooses the options of each method: those of the trial with the highest mAP on the validation split.
-
-    A variant of the reference gets the options of the reference.
-
-    Args:
-        planner, methods, pool: see [`compare`].
-        setting: the data set of the search.
-        validation: the validation split of each setting, by name.
-
-    Raises:
-        ValueError: no trial of a method has a finite loss.
-    """
-    from .comparison.methods import ALL_METHODS, REFERENCE
-    from .comparison.runs import scores_from_json
-
-    searched = list(dict.fromkeys(REFERENCE if ALL_METHODS[method].changes else method for method in methods))
-    runs = {method: planner.trial_runs(setting, method) for method in searched}
-    if any(runs.values()):
-        say(f"searching on {setting.name}")
-    records = pool.execute([run for of_method in runs.values() for run in of_method], validation)
-    chosen: dict[str, dict[str, float]] = {}
-    start = 0
-    for method, of_method in runs.items():
-        own, start = records[start : start + len(of_method)], start + len(of_method)
-        # mAP counts every relevant image, so on a small split it is less noisy than Rank-1.
-        figures = [-1.0 if "diverged" in record else scores_from_json(record["val"]).mean("mAP") for record in own]
-        if figures and max(figures) < 0:
-            raise ValueError(f"no trial of {method} has a finite loss: lower the ranges of its learning rates")
-        chosen[method] = planner.draw_trials(method)[figures.index(max(figures))] if figures else {}
-    return {method: chosen[REFERENCE if ALL_METHODS[method].changes else method] for method in methods}
 
 
 def score_tests(

@@ -274,6 +274,21 @@ def test_the_page_lists_the_settings():
     assert re.findall(r"`(\w+)`", " ".join(row[0] for row in rows)) == list(DRAWN)
 
 
+def test_the_tables_of_published_figures_show_those_of_the_file():
+    published = json.loads((ROOT / "eval" / "published_results.json").read_text())
+    page = (ROOT / "docs" / "reproduce.md").read_text()
+    rows = [line.strip("| ").split(" | ") for line in page.splitlines() if re.match(r"\| .* \d\d\.\d\d / ", line)]
+    for name, *cells in rows:
+        expected = []
+        for benchmark in ("cuhk_pedes", "icfg_pedes", "rstpreid"):
+            found = next((row for row in published[benchmark] if row["method"] == name), None)
+            figures = [found[metric] for metric in ("rank1", "rank5", "rank10", "mAP")] if found else []
+            expected.append(" / ".join("-" if each is None else f"{each:.2f}" for each in figures) or "-")
+        assert [cell for cell in cells if cell == "-" or " / " in cell] == expected, name
+    # The published row of CMPM/C has other encoders: the text names it.
+    assert {name for name, *_ in rows} == {row["method"] for row in published["cuhk_pedes"]} - {"CMPM/C"}
+
+
 def test_every_exception_is_still_needed():
     commands = [" ".join(words) for block in BLOCKS if block.language == "sh" for words in shell_commands(block)]
     for part in NOT_RUN:

@@ -28,6 +28,28 @@ _GREY = (222, 222, 222)
 
 
 @dataclass(frozen=True)
+class Trial:
+    """One run of a search.
+
+    Args:
+        options: the options that it has tried; none if it has those of the recipe.
+        scores: the scores on the validation split; `None` if the loss was not finite.
+    """
+
+    options: Mapping[str, float]
+    scores: PersonScores | None
+
+
+def find_best(trials: Sequence[Trial]) -> Trial | None:
+    """Returns the trial with the highest mAP; `None` if no trial has scores.
+
+    mAP counts every relevant image, so on a small split it is less noisy than Rank-1.
+    """
+    finite = {trial.scores.mean("mAP"): trial for trial in reversed(trials) if trial.scores is not None}
+    return finite[max(finite)] if finite else None
+
+
+@dataclass(frozen=True)
 class Outcome:
     """The final runs of one method in one setting.
 
@@ -153,6 +175,37 @@ def make_tables(settings: Sequence[SettingOutcome]) -> str:
     return "\n\n".join(parts)
 
 
+def make_search_section(trials: Mapping[str, Sequence[Trial]]) -> str:
+    """Makes the section on the search: Rank-1 and mAP of each trial on the validation split.
+
+    Args:
+        trials: for each method its trials in order. Methods without trials are left out.
+
+    Returns:
+        Markdown; empty if there are no trials.
+    """
+    rows = []
+    for method, of_method in trials.items():
+        best = find_best(of_method)
+        cells = [", ".join(_trial_cell(trial, metric, trial is best) for trial in of_method) for metric in COMPARED]
+        rows += [[ALL_METHODS[method].title, *cells]] if of_method else []
+    if not rows:
+        return ""
+    head = ["method", *(f"{TITLES[metric]} of each trial" for metric in COMPARED)]
+    text = (
+        "These are figures on the validation split. The first trial has the rates and the temperatures of the recipe. "
+        "The trial with the highest mAP was chosen; it is bold. A dash stands for a loss that was not finite."
+    )
+    return f"## The search\n\n{text}\n\n{_table(head, rows)}"
+
+
+def _trial_cell(trial: Trial, metric: str, is_best: bool) -> str:
+    if trial.scores is None:
+        return "-"
+    text = f"{trial.scores.mean(metric):.1f}"
+    return f"**{text}**" if is_best else text
+
+
 _COST_HEAD = [
     "method",
     "trained parameters",
@@ -196,9 +249,22 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
 
 
-def make_content(header: Mapping[str, Any], settings: Sequence[SettingOutcome]) -> dict[str, Any]:
-    """Makes the content of `comparison.json`: every figure of every seed, the intervals, and the costs."""
-    content: dict[str, Any] = {"header": dict(header), "settings": {}}
+def make_content(
+    header: Mapping[str, Any], settings: Sequence[SettingOutcome], trials: Mapping[str, Sequence[Trial]]
+) -> dict[str, Any]:
+    """Makes the content of `comparison.json`: every figure of every seed, the intervals, the costs, and the trials."""
+    searched = {
+        method: [
+            {
+                "options": dict(trial.options),
+                "val": trial.scores and {metric: round(trial.scores.mean(metric), 4) for metric in METRICS},
+            }
+            for trial in of_method
+        ]
+        for method, of_method in trials.items()
+        if of_method
+    }
+    content: dict[str, Any] = {"header": dict(header), "trials": searched, "settings": {}}
     for setting in settings:
         methods: dict[str, dict[str, Any]] = {}
         for each in setting.outcomes:
@@ -344,12 +410,25 @@ def _curve(outcome: Outcome) -> dict[int, list[float]]:
     return curve
 
 
-def write_outputs(folder: Path, header: Mapping[str, Any], settings: Sequence[SettingOutcome]) -> None:
-    """Writes `comparison.json`, `comparison.md`, `differences.png` and `learning_curves.png`."""
+def write_outputs(
+    folder: Path,
+    header: Mapping[str, Any],
+    settings: Sequence[SettingOutcome],
+    trials: Mapping[str, Sequence[Trial]],
+) -> None:
+    """Writes `comparison.json`, `comparison.md`, `differences.png` and `learning_curves.png`.
+
+    Args:
+        folder: it must exist.
+        header: what the figures depend on.
+        settings: the outcomes.
+        trials: for each method its trials.
+    """
     about = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in header.items())
+    parts = [plain_markdown(about), make_tables(settings), make_search_section(trials)]
     texts = {
-        OUTPUTS[0]: json.dumps(make_content(header, settings), indent=1) + "\n",
-        OUTPUTS[1]: f"{plain_markdown(about)}\n\n{make_tables(settings)}\n",
+        OUTPUTS[0]: json.dumps(make_content(header, settings, trials), indent=1) + "\n",
+        OUTPUTS[1]: "\n\n".join(filter(None, parts)) + "\n",
     }
     for name, text in texts.items():
         with complete_file(folder / name) as unfinished:
@@ -365,9 +444,12 @@ __all__ = [
     "OUTPUTS",
     "Outcome",
     "SettingOutcome",
+    "Trial",
     "draw_differences",
     "draw_learning_curves",
+    "find_best",
     "make_content",
+    "make_search_section",
     "make_summary",
     "make_tables",
     "summarise",

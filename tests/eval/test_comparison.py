@@ -20,15 +20,18 @@ from scipy import stats
 
 from eccl.dataset_scripts.synthetic import SyntheticBenchmark, write_benchmark
 from eccl.eval import compare_methods
-from eccl.eval.compare_methods import search
+from eccl.eval.compare_methods import choose_options, search
 from eccl.eval.comparison.methods import ALL_METHODS, METHODS, REFERENCE, draw_trials
 from eccl.eval.comparison.planning import Planner, Setting
 from eccl.eval.comparison.report import (
     OUTPUTS,
     Outcome,
+    Trial,
     draw_differences,
     draw_learning_curves,
+    find_best,
     make_content,
+    make_search_section,
     make_summary,
     make_tables,
     summarise,
@@ -206,9 +209,26 @@ def test_the_table_shows_means_deviations_and_intervals(outcome):
     # A method that is not trained has no deviation and no costs, and the reference no difference to itself.
     assert re.search(r"\| zero-shot \| \d+\.\d\d \|", text) and text.count("zero-shot") == 2
     assert re.search(r"\| ECCL \|.*\| - \| - \|", text)
-    content = make_content({"seeds": 3}, [outcome])["settings"]["usual"]
+    content = make_content({"seeds": 3}, [outcome], {})["settings"]["usual"]
     assert content["methods"]["tal"]["reference_minus_this"]["mAP"]["difference"] == pytest.approx(1)
     assert "reference_minus_this" not in content["methods"]["eccl"]
+
+
+def test_the_report_has_every_trial_of_the_search():
+    base = make_scores(np.random.default_rng(3))
+    figures = [base.mean(metric) for metric in ("rank1", "mAP")]
+    tal = [Trial({}, base), Trial({"learning_rate": 0.2}, None), Trial({"learning_rate": 0.1}, shift(base, 2))]
+    trials = {"zero_shot": [], "tal": [*tal, Trial({"learning_rate": 0.3}, shift(base, 2))]}
+    # Of two equal trials the earlier one is chosen.
+    assert find_best(trials["tal"]) is tal[2] and find_best(tal[1:2]) is None and find_best([]) is None
+    cells = [f"{figure:.1f}, -, **{figure + 2:.1f}**, {figure + 2:.1f}" for figure in figures]
+    assert make_search_section(trials).splitlines()[-1] == f"| TAL | {cells[0]} | {cells[1]} |"
+    assert make_search_section({"zero_shot": []}) == make_search_section({}) == ""
+    content = make_content({}, [], trials)["trials"]
+    assert list(content) == ["tal"] and content["tal"][1] == {"options": {"learning_rate": 0.2}, "val": None}
+    assert content["tal"][2]["options"] == {"learning_rate": 0.1}
+    assert content["tal"][2]["val"]["mAP"] == pytest.approx(figures[1] + 2, abs=1e-3)
+    assert content["tal"][2]["val"].keys() == set(METRICS)
 
 
 def test_the_summary_has_all_settings_side_by_side(outcome):
@@ -275,7 +295,7 @@ def planner(backbone, tmp_path):
 
 
 def test_the_search_takes_the_best_trial_of_each_method(planner):
-    setting = Setting("s", "", None, {}, None, {"train": "a", "val": "b", "test": "c"})
+    setting = Setting("s", "", None, {}, {"val": None}, {"train": "a", "val": "b", "test": "c"})
     figures = {
         "infonce": [10, 20, 30, 5],
         "tal": [90, 20, 30, 5],
@@ -284,15 +304,19 @@ def test_the_search_takes_the_best_trial_of_each_method(planner):
     }
     pool = FakePool(figures)
     methods = ["zero_shot", *figures, "rank_2"]
-    chosen = search(planner, methods, setting, pool, {})
+    trials = search(planner, methods, setting, pool)
+    assert [trial.scores and trial.scores.mean("mAP") for trial in trials["irra"]] == [None, 20, None, 50]
+    chosen = choose_options(methods, trials)
     assert len(pool.asked) == 16 and list(chosen) == methods
     for method, best in (("infonce", 2), ("tal", 0), ("irra", 3), ("eccl", 1)):
         assert chosen[method] == planner.draw_trials(method)[best], method
     assert chosen["tal"] == chosen["zero_shot"] == {} and chosen["rank_2"] == chosen["eccl"] != {}
     # A variant alone asks for the search of the reference.
-    assert search(planner, ["rank_2"], setting, pool, {}) == {"rank_2": chosen["eccl"]}
+    alone = search(planner, ["rank_2"], setting, pool)
+    assert list(alone) == ["eccl"] and choose_options(["rank_2"], alone) == {"rank_2": chosen["eccl"]}
+    broken = search(planner, ["infonce", "tal"], setting, FakePool(figures | {"tal": [None] * 4}))
     with pytest.raises(ValueError, match="no trial of tal has a finite loss"):
-        search(planner, ["infonce", "tal"], setting, FakePool(figures | {"tal": [None] * 4}), {})
+        choose_options(["infonce", "tal"], broken)
 
 
 def test_a_later_recipe_of_the_protocol_overrides_an_earlier_one(backbone, tmp_path):
@@ -399,6 +423,9 @@ def test_a_comparison_that_was_killed_continues(words, tmp_path):
     figures = [scores_from_json(trial["val"]).mean("mAP") for trial in trials]
     assert "val" not in json.loads((out / "runs/cuhk_pedes/eccl/seed-0/run.json").read_text())
     assert bool(content["eccl"]["options"]) == (figures[1] > figures[0])
+    reported = json.loads((out / "comparison.json").read_text())["trials"]["eccl"]
+    assert [trial["val"]["mAP"] for trial in reported] == pytest.approx(figures, abs=1e-3)
+    assert reported[0]["options"] == {} and "## The search" in (out / "comparison.md").read_text()
     # The same command again trains nothing, and scores nothing again.
     times = {path: path.stat().st_mtime_ns for path in [*out.rglob("run.json"), *out.rglob("test.json")]}
     compare_methods.main(words)
