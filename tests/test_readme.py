@@ -224,6 +224,17 @@ def test_the_table_of_methods_shows_the_figures_of_the_comparison():
     assert f"with 3,000 persons and 480 steps {text}" in readme
 
 
+def test_the_page_shows_the_first_and_the_chosen_trial_of_each_method():
+    trials = json.loads((ROOT / "docs" / "comparison" / "comparison.json").read_text())["trials"]
+    text = (ROOT / "docs" / "evidence.md").read_text().split("**Tuning** decides")[1].split("\n\n")[0]
+    shown = [tuple(map(float, pair)) for pair in re.findall(r"(\d+\.\d) and (\d+\.\d)\s+for", text)]
+    expected = []
+    for of_method in trials.values():
+        chosen = max(of_method, key=lambda trial: trial["val"]["mAP"])
+        expected.append((round(of_method[0]["val"]["rank1"], 1), round(chosen["val"]["rank1"], 1)))
+    assert shown == expected and len(shown) == 5
+
+
 # The rows of the table: the folder of the comparison, and its setting.
 CONDITIONS = {
     "300 persons": ("persons", "persons_300"),
