@@ -158,7 +158,8 @@ def describe(planner: "Planner", options: argparse.Namespace, settings: "Sequenc
         **({"steps": options.steps} if options.steps else {}),
         "seeds": options.seeds,
         "trials": options.trials,
-        "searched_on": settings[0].name,
+        # With one trial there is no search: each method has the options of its recipe.
+        **({"searched_on": settings[0].name} if options.trials > 1 else {}),
         "resamples": options.resamples,
         "torch": torch.__version__,
         "transformers": transformers.__version__,

@@ -215,13 +215,18 @@ def test_the_table_of_methods_shows_the_figures_of_the_comparison():
             require_figures(row[1 + 2 * column], method)
             assert row[2 + 2 * column] == show_difference(method, "rank1")
     assert len(rows) == 6
-    small = read_comparison("batch_16")["usual"]["tal"]["reference_minus_this"]["rank1"]
-    text = "{difference:.1f} points of Rank-1 ({low:.1f} to {high:.1f})".format(**small)
     readme = " ".join((ROOT / "README.md").read_text().split())
-    assert f"With batches of 16 on `usual`, they bring {text}" in readme
-    longer = read_comparison("steps_480")["persons_3000"]["tal"]["reference_minus_this"]["rank1"]
-    text = "{difference:.1f} ({low:.1f} to {high:.1f})".format(**longer)
-    assert f"with 3,000 persons and 480 steps {text}" in readme
+    for folder, setting, text in (
+        (
+            "batch_16_steps_120",
+            "usual",
+            "they bring {difference:.1f} points of Rank-1 in 120 steps ({low:.1f} to {high:.1f})",
+        ),
+        ("batch_16", "usual", "and {difference:.1f} in 480 steps ({low:.1f} to {high:.1f})"),
+        ("steps_480", "persons_3000", "they bring {difference:.1f} points ({low:.1f} to {high:.1f})"),
+    ):
+        found = read_comparison(folder)[setting]["tal"]["reference_minus_this"]["rank1"]
+        assert text.format(**found) in readme
 
 
 def test_the_page_shows_the_first_and_the_chosen_trial_of_each_method():
@@ -235,25 +240,57 @@ def test_the_page_shows_the_first_and_the_chosen_trial_of_each_method():
     assert shown == expected and len(shown) == 5
 
 
-# The rows of the table: the folder of the comparison, and its setting.
+# The rows of the table: the folder of the comparison, its setting, and the pairs of a batch and the steps.
 CONDITIONS = {
-    "300 persons": ("persons", "persons_300"),
-    "1,000 persons": ("persons", "usual"),
-    "3,000 persons": ("persons", "persons_3000"),
-    "11,000 persons": ("persons", "persons_11000"),
-    "1,000 persons, batches of 16, 480 steps": ("batch_16", "usual"),
-    "3,000 persons, 480 steps": ("steps_480", "persons_3000"),
+    "300 persons": ("settings", "persons_300", 64, 120),
+    "500 persons, eight images of each": ("settings", "images_8", 64, 120),
+    "1,000 persons": ("settings", "usual", 64, 120),
+    "1,000 persons, captions that agree only partly": ("settings", "partial_captions", 64, 120),
+    "2,000 persons, two images of each": ("settings", "images_2", 64, 120),
+    "3,000 persons": ("settings", "persons_3000", 64, 120),
+    "11,000 persons": ("settings", "persons_11000", 64, 120),
+    "1,000 persons, batches of 16": ("batch_16_steps_120", "usual", 16, 120),
+    "1,000 persons, batches of 16, 480 steps": ("batch_16", "usual", 16, 480),
+    "1,000 persons, 480 steps": ("steps_480", "usual", 64, 480),
+    "3,000 persons, 480 steps": ("steps_480", "persons_3000", 64, 480),
 }
 
 
 def test_the_table_of_conditions_shows_the_figures_of_the_comparisons():
     _, *rows = read_table("docs/evidence.md", "## When the memories help")
     assert [row[0] for row in rows] == list(CONDITIONS)
-    for row, (folder, setting) in zip(rows, CONDITIONS.values(), strict=True):
+    for row, (folder, setting, batch, steps) in zip(rows, CONDITIONS.values(), strict=True):
         methods = read_comparison(folder)[setting]
+        persons = DRAWN[setting].train_ids
+        assert row[0].startswith(f"{persons:,} persons")
+        # The persons that a batch is expected to have, if each of its pairs is of any person.
+        share = 100 * (1 - (1 - 1 / persons) ** batch)
+        assert float(row[1].removesuffix(" %")) == pytest.approx(share, abs=0.05 if "." in row[1] else 0.5)
+        assert float(row[2]) == pytest.approx(batch * steps / persons, abs=0.05 if "." in row[2] else 0.5)
         require_figures(row[3], methods["tal"])
         require_figures(row[4], methods["eccl"])
         assert row[5:] == [show_difference(methods["tal"], metric) for metric in ("rank1", "mAP")]
+
+
+def test_the_page_counts_the_trials_in_which_the_memories_are_better():
+    better = {}
+    for folder in ("batch_16_steps_120", "batch_16", "settings"):
+        trials = json.loads((ROOT / "docs" / "comparison" / folder / "comparison.json").read_text())["trials"]
+        pairs = list(zip(trials["tal"], trials["eccl"], strict=True))
+        assert all(tal["options"].items() <= eccl["options"].items() for tal, eccl in pairs) and len(pairs) == 8
+        better[folder] = [(eccl["val"]["rank1"], tal["val"]["rank1"]) for tal, eccl in pairs]
+    counts = [sum(eccl > tal for eccl, tal in figures) for figures in better.values()]
+    assert counts == [8, 7, 5]
+    page = " ".join((ROOT / "docs" / "evidence.md").read_text().split())
+    assert "in all eight trials of 120 steps, and in seven of the eight trials of 480 steps" in page
+    assert "ECCL is higher in five of the eight trials" in page
+    largest = max(better["batch_16_steps_120"], key=lambda pair: pair[0] - pair[1])
+    assert "{:.1f} to {:.1f} after 120 steps".format(*largest) in page
+    collapsed = [pair for pair in better["batch_16"] if pair[1] < 2]
+    assert (
+        "a Rank-1 of {:.1f}, where ECCL has {:.1f} and {:.1f}".format(collapsed[0][1], *(pair[0] for pair in collapsed))
+        in page
+    )
 
 
 @pytest.mark.parametrize(

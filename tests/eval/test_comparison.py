@@ -425,7 +425,8 @@ def test_a_comparison_that_was_killed_continues(words, tmp_path):
     assert bool(content["eccl"]["options"]) == (figures[1] > figures[0])
     reported = json.loads((out / "comparison.json").read_text())["trials"]["eccl"]
     assert [trial["val"]["mAP"] for trial in reported] == pytest.approx(figures, abs=1e-3)
-    assert reported[0]["options"] == {} and "## The search" in (out / "comparison.md").read_text()
+    report = (out / "comparison.md").read_text()
+    assert reported[0]["options"] == {} and "searched on cuhk_pedes" in report and "## The search" in report
     # The same command again trains nothing, and scores nothing again.
     times = {path: path.stat().st_mtime_ns for path in [*out.rglob("run.json"), *out.rglob("test.json")]}
     compare_methods.main(words)
@@ -442,7 +443,8 @@ def test_a_training_that_fails_stops_the_comparison(words, tmp_path):
     # A trial whose loss is not finite is none; without any other, there is nothing to choose.
     (tmp_path / "tiny.yaml").write_text(PROTOCOL + "learning_rate: 1.0e+30\nlora_learning_rate: 1.0e+30\n")
     compare_methods.main([*words, "--methods", "zero_shot", "tal", "--trials", "1", "--seeds", "1"])
-    assert "| TAL (1 of 1 seeds diverged) | - |" in (tmp_path / "out" / "comparison.md").read_text()
+    report = (tmp_path / "out" / "comparison.md").read_text()
+    assert "| TAL (1 of 1 seeds diverged) | - |" in report and "search" not in report
 
 
 @pytest.mark.parametrize(
