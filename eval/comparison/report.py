@@ -41,12 +41,12 @@ class Trial:
 
 
 def find_best(trials: Sequence[Trial]) -> Trial | None:
-    """Returns the trial with the highest mAP; `None` if no trial has scores.
+    """Returns the first trial with the highest mAP; `None` if no trial has scores.
 
     mAP counts every relevant image, so on a small split it is less noisy than Rank-1.
     """
-    finite = {trial.scores.mean("mAP"): trial for trial in reversed(trials) if trial.scores is not None}
-    return finite[max(finite)] if finite else None
+    finite = [(trial.scores.mean("mAP"), trial) for trial in trials if trial.scores is not None]
+    return max(finite, key=lambda pair: pair[0])[1] if finite else None
 
 
 @dataclass(frozen=True)
