@@ -25,6 +25,7 @@ import torch
 import yaml
 from hub_server import LoopbackHub
 from pages import PAGES, ROOT, SCRIPTS, Block, read_blocks, shell_commands
+from scipy import stats
 from transformers import CLIPConfig, CLIPModel
 
 import train_eccl
@@ -245,15 +246,23 @@ CONDITIONS = {
     "300 persons": ("settings", "persons_300", 64, 120),
     "500 persons, eight images of each": ("settings", "images_8", 64, 120),
     "1,000 persons": ("settings", "usual", 64, 120),
+    "1,000 persons, 480 steps": ("steps_480", "usual", 64, 480),
+    "1,000 persons, four captions of each image": ("captions_4", "captions_4", 64, 120),
     "1,000 persons, captions that agree only partly": ("settings", "partial_captions", 64, 120),
+    "1,000 persons, a fifth of the captions wrong": (".", "noisy_captions", 64, 120),
+    "1,000 persons, look-alike": (".", "look_alike", 64, 120),
     "2,000 persons, two images of each": ("settings", "images_2", 64, 120),
     "3,000 persons": ("settings", "persons_3000", 64, 120),
-    "11,000 persons": ("settings", "persons_11000", 64, 120),
+    "3,000 persons, 480 steps": ("steps_480", "persons_3000", 64, 480),
     "1,000 persons, batches of 16": ("batch_16_steps_120", "usual", 16, 120),
     "1,000 persons, batches of 16, 480 steps": ("batch_16", "usual", 16, 480),
-    "1,000 persons, 480 steps": ("steps_480", "usual", 64, 480),
-    "3,000 persons, 480 steps": ("steps_480", "persons_3000", 64, 480),
+    "11,000 persons": ("settings", "persons_11000", 64, 120),
 }
+
+
+def expected_share(persons: int, batch: int) -> float:
+    """The share of the persons, in percent, that a batch is expected to have if each of its pairs is of any person."""
+    return 100 * (1 - (1 - 1 / persons) ** batch)
 
 
 def test_the_table_of_conditions_shows_the_figures_of_the_comparisons():
@@ -263,13 +272,54 @@ def test_the_table_of_conditions_shows_the_figures_of_the_comparisons():
         methods = read_comparison(folder)[setting]
         persons = DRAWN[setting].train_ids
         assert row[0].startswith(f"{persons:,} persons")
-        # The persons that a batch is expected to have, if each of its pairs is of any person.
-        share = 100 * (1 - (1 - 1 / persons) ** batch)
-        assert float(row[1].removesuffix(" %")) == pytest.approx(share, abs=0.05 if "." in row[1] else 0.5)
+        assert float(row[1].removesuffix(" %")) == pytest.approx(
+            expected_share(persons, batch), abs=0.05 if "." in row[1] else 0.5
+        )
         assert float(row[2]) == pytest.approx(batch * steps / persons, abs=0.05 if "." in row[2] else 0.5)
         require_figures(row[3], methods["tal"])
         require_figures(row[4], methods["eccl"])
         assert row[5:] == [show_difference(methods["tal"], metric) for metric in ("rank1", "mAP")]
+
+
+def read_gains(metric: str) -> list[tuple[float, int, dict]]:
+    """For each condition the share of the persons in a batch, the pairs of a batch, and the difference to TAL."""
+    return [
+        (
+            expected_share(DRAWN[setting].train_ids, batch),
+            batch,
+            read_comparison(folder)[setting]["tal"]["reference_minus_this"][metric],
+        )
+        for folder, setting, batch, _ in CONDITIONS.values()
+    ]
+
+
+def test_the_pages_have_the_correlation_of_the_gain_with_the_share_of_the_persons():
+    found = {}
+    for batches in ((16, 64), (64,)):
+        for metric in ("rank1", "mAP"):
+            chosen = [(share, gain["difference"]) for share, batch, gain in read_gains(metric) if batch in batches]
+            found[len(chosen), metric] = stats.spearmanr(*zip(*chosen, strict=True))
+    page, readme = (" ".join((ROOT / name).read_text().split()) for name in ("docs/evidence.md", "README.md"))
+    every, mean_precision = found[14, "rank1"], found[14, "mAP"]
+    text = f"is {every.statistic:.2f} in Rank-1 and {mean_precision.statistic:.2f} in mAP (p = {every.pvalue:.1g})"
+    assert f"Over the 14 conditions, the rank correlation (Spearman) of the share with the gain {text}" in page
+    assert f"the rank correlation of the share with the gain {text}" in readme
+    of_64 = found[12, "rank1"]
+    assert f"twelve conditions, it is {of_64.statistic:.2f} in both (p = {of_64.pvalue:.1g})" in page
+    for one, other in ((every, mean_precision), (of_64, found[12, "mAP"])):
+        assert f"{one.pvalue:.1g}" == f"{other.pvalue:.1g}" and abs(one.statistic - other.statistic) < 0.01
+
+
+def test_the_page_counts_the_conditions_in_which_the_memories_are_better():
+    gains = read_gains("rank1")
+    few, many = ([gain for share, _, gain in gains if (share < 4) == is_few] for is_few in (True, False))
+    page = " ".join((ROOT / "docs" / "evidence.md").read_text().split())
+    sizes = [gain["difference"] for gain in few]
+    assert len(few) == sum(size > 0 for size in sizes) == 6 and len(many) == 8
+    assert f"at most 3 % of the persons, by {min(sizes):.1f} to {max(sizes):.1f} points" in page
+    assert sum(gain["difference"] < 0 for gain in many) == 5 and "it is below 0 in five of eight" in page
+    assert sum(gain["low"] <= 0 <= gain["high"] for _, _, gain in gains) == 11
+    assert "the intervals of eleven conditions contain 0" in page
 
 
 def test_the_page_counts_the_trials_in_which_the_memories_are_better():
@@ -293,26 +343,34 @@ def test_the_page_counts_the_trials_in_which_the_memories_are_better():
     )
 
 
+def read_variants() -> dict:
+    """The methods of both reports of the variants. ECCL was trained for each of them, with the same figures."""
+    first, second = (read_comparison(folder)["usual"] for folder in ("variants", "more_variants"))
+    assert first.keys() & second.keys() == {"eccl"} and first["eccl"]["test"] == second["eccl"]["test"]
+    return first | second
+
+
 @pytest.mark.parametrize(
-    ("heading", "folder"),
-    [("### Variants of ECCL", "variants"), ("### Two changes of the losses", "experiments")],
+    ("heading", "methods"),
+    [
+        ("### Variants of ECCL", read_variants()),
+        ("### Two changes of the losses", read_comparison("experiments")["usual"]),
+    ],
+    ids=["variants", "experiments"],
 )
-def test_the_table_of_variants_shows_the_figures_of_the_comparison(heading, folder):
-    (methods,) = read_comparison(folder).values()
+def test_the_table_of_variants_shows_the_figures_of_the_comparison(heading, methods):
     _, *rows = read_table("docs/evidence.md", heading)
-    _, *full = read_table(f"docs/comparison/{folder}/comparison.md", "## usual")
-    assert [row[0] for row in rows] == [row[0] for row in full]
-    # Methods that were removed have a title in their report only.
-    assert all(
-        row[0] == ALL_METHODS[name].title for row, name in zip(rows, methods, strict=True) if name in ALL_METHODS
-    )
-    for row, method in zip(rows, methods.values(), strict=True):
-        require_figures(row[1], method)
-        assert row[2:] == [show_difference(method, metric) for metric in ("rank1", "mAP")]
+    # The rows are in the order of the code, and methods that were removed come first.
+    names = sorted(methods, key=lambda name: list(ALL_METHODS).index(name) if name in ALL_METHODS else -1)
+    for row, name in zip(rows, names, strict=True):
+        # A method that was removed has its title in its report only.
+        assert name not in ALL_METHODS or row[0] == ALL_METHODS[name].title
+        require_figures(row[1], methods[name])
+        assert row[2:] == [show_difference(methods[name], metric) for metric in ("rank1", "mAP")]
 
 
 def test_the_page_counts_the_ablations_that_have_not_been_run():
-    missing = ABLATIONS.keys() - read_comparison("variants")["usual"].keys()
+    missing = ABLATIONS.keys() - read_variants().keys()
     page = " ".join((ROOT / "docs" / "evidence.md").read_text().split())
     assert f"{len(missing)} of the {len(ABLATIONS)} ablations" in page
 
@@ -335,6 +393,41 @@ def test_the_tables_of_published_figures_show_those_of_the_file():
         assert [cell for cell in cells if cell == "-" or " / " in cell] == expected, name
     # The published row of CMPM/C has other encoders: the text names it.
     assert {name for name, *_ in rows} == {row["method"] for row in published["cuhk_pedes"]} - {"CMPM/C"}
+
+
+def test_the_loops_of_the_page_give_commands_that_the_programs_take(tmp_path):
+    """Runs the `~~~sh` blocks of docs/reproduce.md with programs that write their arguments down and train nothing."""
+    for name in ("accelerate", "eccl-evaluate"):
+        (tmp_path / name).write_text(
+            f"""#!{sys.executable}
+import json, pathlib, sys
+words = sys.argv[1:]
+with open("commands.txt", "a") as log:
+    log.write(json.dumps([{name!r}, *words]) + "\\n")
+if {name!r} == "accelerate":
+    pathlib.Path(words[words.index("--output_dir") + 1]).mkdir(parents=True)
+"""
+        )
+        (tmp_path / name).chmod(0o755)
+    page = (ROOT / "docs" / "reproduce.md").read_text()
+    blocks = re.findall(r"^~~~sh\n(.*?)^~~~$", page, re.MULTILINE | re.DOTALL)
+    variables = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    subprocess.run(["bash", "-euc", "".join(blocks)], cwd=tmp_path, env=variables, check=True)
+    *trainings, evaluation = map(json.loads, (tmp_path / "commands.txt").read_text().splitlines())
+    benchmarks = {"cuhk_pedes": "CUHK-PEDES", "icfg_pedes": "ICFG-PEDES", "rstpreid": "RSTPReid"}
+    runs = set()
+    for words in trainings:
+        check_arguments(words)
+        recipes, seed = train_eccl.name_recipes(module_and_arguments(words)[1]), words[words.index("--seed") + 1]
+        folder, data = (words[words.index(option) + 1] for option in ("--output_dir", "--data_dir"))
+        benchmark, method = recipes[0].removeprefix("eccl_"), recipes[1].removeprefix("baselines/")
+        assert folder == f"runs/best2-{method}-{benchmark}-{seed}" and len(recipes) == 2
+        assert data == f"/data/{benchmarks[benchmark]}"
+        runs.add((method, benchmark, seed))
+    methods = {path.stem for path in (ROOT / "recipes" / "baselines").glob("*.yaml")}
+    assert runs == {(m, b, s) for m in methods for b in benchmarks for s in "123"} and len(trainings) == len(runs)
+    check_arguments(evaluation)
+    assert evaluation.count("--model") == sum(benchmark == "rstpreid" for _, benchmark, _ in runs)
 
 
 def test_every_exception_is_still_needed():

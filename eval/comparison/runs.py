@@ -144,7 +144,10 @@ class Pool:
         records = [run.read_record() for run in runs]
         missing = [index for index, record in enumerate(records) if record is None]
         if len(missing) < len(runs):
-            say(f"{len(runs) - len(missing)} of {len(runs)} runs have finished before")
+            say(
+                f"{len(runs) - len(missing)} of {len(runs)} runs have finished before and are used again (after a "
+                "change of the code, name another --output_dir)"
+            )
         done = len(runs) - len(missing)
 
         def finish(index: int) -> None:

@@ -61,7 +61,8 @@ def paired_bootstrap(
     replacement; both methods get the same ones. (Efron and Tibshirani, An Introduction to the Bootstrap, 1993,
     sections 6 and 13.3: the percentile interval.) A few seeds cannot be resampled: their resamples vary too little. So
     each resample adds a draw of the error of the mean over the seeds, which has Student's distribution. With one seed
-    nothing is added, and the interval covers the persons only.
+    nothing is added, and the interval covers the persons only. What differs by person and seed together counts in both
+    parts, so the interval is rather too wide than too narrow.
 
     Args:
         runs, others: the scores of the two methods, one entry for each seed. A method that is not trained has one entry
