@@ -18,10 +18,12 @@ import shutil
 import statistics
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
 import torch
+import transformers
 import yaml
 from hub_server import LoopbackHub
 from pages import PAGES, ROOT, SCRIPTS, Block, read_blocks, shell_commands
@@ -30,8 +32,11 @@ from transformers import CLIPConfig, CLIPModel
 
 import train_eccl
 from eccl.dataset_scripts.synthetic import SyntheticBenchmark, write_benchmark
+from eccl.eval import compare_methods
 from eccl.eval.comparison.methods import ABLATIONS, ALL_METHODS
 from eccl.eval.comparison.methods import SETTINGS as DRAWN
+from eccl.eval.comparison.runs import scores_from_json
+from eccl.eval.comparison.statistics import paired_bootstrap
 from eccl.utils.shipped import clip_tokenizer
 
 BLOCKS = [block for page in PAGES for block in read_blocks(page)]
@@ -373,6 +378,54 @@ def test_the_page_counts_the_ablations_that_have_not_been_run():
     missing = ABLATIONS.keys() - read_variants().keys()
     page = " ".join((ROOT / "docs" / "evidence.md").read_text().split())
     assert f"{len(missing)} of the {len(ABLATIONS)} ablations" in page
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory) -> Path:
+    """A folder with the records that the project ships, as `tar` would unpack them."""
+    folder = tmp_path_factory.mktemp("records")
+    with tarfile.open(ROOT / "docs" / "comparison" / "runs.tar.xz") as archive:
+        archive.extractall(folder, filter="data")
+    return folder
+
+
+def test_the_figures_of_the_reports_are_those_of_the_records(records):
+    """Computes each mean and each interval again, from the scores of each person."""
+    scores = {}
+    for file in sorted(records.glob("runs/*/*/seed-*/test.json")):
+        setting, method = file.parts[-4:-2]
+        scores.setdefault((setting, method), []).append(scores_from_json(json.loads(file.read_text())))
+    found = set()
+    # The other reports have another protocol.
+    for folder in (".", "settings", "variants", "more_variants", "captions_4"):
+        for setting, methods in read_comparison(folder).items():
+            for name in methods.keys() & {method for of_setting, method in scores if of_setting == setting}:
+                runs, reported = scores[setting, name], methods[name]
+                for metric, figures in reported["test"].items():
+                    assert [each.mean(metric) for each in runs] == pytest.approx(figures, abs=1e-3)
+                for metric, interval in reported.get("reference_minus_this", {}).items():
+                    again = paired_bootstrap(scores[setting, "eccl"], runs, metric)
+                    assert again == pytest.approx(tuple(interval.values()), abs=1e-6)
+                found.add((setting, name))
+    assert found == scores.keys()
+
+
+@pytest.mark.slow
+def test_the_records_are_used_again_and_nothing_is_trained(records, capfd):
+    conditions = json.loads((records / "runs" / "usual" / "eccl" / "seed-0" / "run.json").read_text())["conditions"]
+    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+    if conditions["versions"] != versions:
+        pytest.skip(f"the records are of {conditions['versions']}, and this is {versions}")
+    compare_methods.main(["--methods", "tal", "eccl", "--settings", "usual", "--output_dir", str(records)])
+    printed = capfd.readouterr().err
+    assert "16 of 16 runs have finished before" in printed and "10 of 10 runs have finished before" in printed
+    again, reported = (
+        json.loads((folder / "comparison.json").read_text()) for folder in (records, ROOT / "docs" / "comparison")
+    )
+    for name in ("tal", "eccl"):
+        now, before = (each["settings"]["usual"]["methods"][name] for each in (again, reported))
+        # The costs depend on the machine.
+        assert now | {"costs": {}} == before | {"costs": {}} and again["trials"][name] == reported["trials"][name]
 
 
 def test_the_page_lists_the_settings():
