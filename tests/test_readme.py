@@ -348,6 +348,23 @@ def test_the_page_counts_the_trials_in_which_the_memories_are_better():
     )
 
 
+def test_the_table_of_losses_shows_the_figures_of_the_comparison():
+    compared = read_comparison("losses")
+    head, *rows = read_table("docs/evidence.md", "## What each loss brings")
+    assert head[1::3] == [f"{DRAWN[setting].train_ids:,} persons: Rank-1" for setting in compared]
+    for column, methods in enumerate(compared.values()):
+        for row, (name, method) in zip(rows, methods.items(), strict=True):
+            assert row[0] == ALL_METHODS[name].title
+            require_figures(row[1 + 3 * column], method)
+            shown = [show_difference(method, metric) for metric in ("rank1", "mAP")]
+            assert row[2 + 3 * column : 4 + 3 * column] == shown
+    first = read_comparison(".")["usual"]
+    # They were trained again for this report, with the same figures.
+    again = compared["usual"].keys() & first.keys()
+    assert again == {"infonce", "tal", "eccl"}
+    assert all(compared["usual"][name]["test"] == first[name]["test"] for name in again)
+
+
 def read_variants() -> dict:
     """The methods of both reports of the variants. ECCL was trained for each of them, with the same figures."""
     first, second = (read_comparison(folder)["usual"] for folder in ("variants", "more_variants"))
@@ -397,7 +414,7 @@ def test_the_figures_of_the_reports_are_those_of_the_records(records):
         scores.setdefault((setting, method), []).append(scores_from_json(json.loads(file.read_text())))
     found = set()
     # The other reports have another protocol.
-    for folder in (".", "settings", "variants", "more_variants", "captions_4"):
+    for folder in (".", "settings", "losses", "variants", "more_variants", "captions_4"):
         for setting, methods in read_comparison(folder).items():
             for name in methods.keys() & {method for of_setting, method in scores if of_setting == setting}:
                 runs, reported = scores[setting, name], methods[name]
@@ -408,6 +425,20 @@ def test_the_figures_of_the_reports_are_those_of_the_records(records):
                     assert again == pytest.approx(tuple(interval.values()), abs=1e-6)
                 found.add((setting, name))
     assert found == scores.keys()
+
+
+def test_the_page_has_the_intervals_between_the_losses(records):
+    def score(method: str) -> list:
+        files = sorted(records.glob(f"runs/usual/{method}/seed-*/test.json"))
+        return [scores_from_json(json.loads(file.read_text())) for file in files]
+
+    page = " ".join((ROOT / "docs" / "evidence.md").read_text().split())
+    for method, other, metric, text in (
+        ("memories_only", "infonce", "rank1", "better than InfoNCE by {:.2f} points of Rank-1 ({:.2f} to {:.2f})"),
+        ("memories_only", "tal", "mAP", "in mAP better than TAL by {:.2f} ({:.2f} to {:.2f})"),
+        ("tal", "infonce", "rank1", "TAL alone is better than InfoNCE by {:.2f} points ({:.2f} to {:.2f})"),
+    ):
+        assert text.format(*paired_bootstrap(score(method), score(other), metric)) in page
 
 
 @pytest.mark.slow
