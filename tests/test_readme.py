@@ -36,7 +36,7 @@ from eccl.eval import compare_methods
 from eccl.eval.comparison.methods import ABLATIONS, ALL_METHODS
 from eccl.eval.comparison.methods import SETTINGS as DRAWN
 from eccl.eval.comparison.runs import scores_from_json
-from eccl.eval.comparison.statistics import paired_bootstrap
+from eccl.eval.comparison.statistics import PersonScores, paired_bootstrap
 from eccl.utils.shipped import clip_tokenizer
 
 BLOCKS = [block for page in PAGES for block in read_blocks(page)]
@@ -188,6 +188,11 @@ def read_comparison(folder: str) -> dict:
     return {name: setting["methods"] for name, setting in content["settings"].items()}
 
 
+def read_words(page: str) -> str:
+    """The text of a page with single spaces instead of line ends."""
+    return " ".join((ROOT / page).read_text().split())
+
+
 def read_table(page: str, heading: str) -> list[list[str]]:
     """The cells of the first table under a heading, without the line below its head."""
     section = (ROOT / page).read_text().split(f"{heading}\n")[1]
@@ -221,7 +226,7 @@ def test_the_table_of_methods_shows_the_figures_of_the_comparison():
             require_figures(row[1 + 2 * column], method)
             assert row[2 + 2 * column] == show_difference(method, "rank1")
     assert len(rows) == 6
-    readme = " ".join((ROOT / "README.md").read_text().split())
+    readme = read_words("README.md")
     for folder, setting, text in (
         (
             "batch_16_steps_120",
@@ -229,7 +234,7 @@ def test_the_table_of_methods_shows_the_figures_of_the_comparison():
             "they bring {difference:.1f} points of Rank-1 in 120 steps ({low:.1f} to {high:.1f})",
         ),
         ("batch_16", "usual", "and {difference:.1f} in 480 steps ({low:.1f} to {high:.1f})"),
-        ("steps_480", "persons_3000", "they bring {difference:.1f} points ({low:.1f} to {high:.1f})"),
+        ("steps_480", "persons_3000", "the memories bring {difference:.1f} points ({low:.1f} to {high:.1f})"),
     ):
         found = read_comparison(folder)[setting]["tal"]["reference_minus_this"]["rank1"]
         assert text.format(**found) in readme
@@ -308,7 +313,7 @@ def test_the_pages_have_the_correlation_of_the_gain_with_the_share_of_the_person
         assert len(chosen) == (10 if without_ends else 14)
         return stats.spearmanr(*zip(*chosen, strict=True))
 
-    page, readme = (" ".join((ROOT / name).read_text().split()) for name in ("docs/evidence.md", "README.md"))
+    page, readme = map(read_words, ("docs/evidence.md", "README.md"))
     rank1, mean_precision = (correlate(metric, without_ends=False).statistic for metric in ("rank1", "mAP"))
     assert f"this difference is {rank1:.2f} in Rank-1 and {mean_precision:.2f} in mAP" in page
     assert f"the share of the persons in a batch and the gain is {rank1:.2f}." in readme
@@ -320,7 +325,7 @@ def test_the_pages_have_the_correlation_of_the_gain_with_the_share_of_the_person
 def test_the_page_counts_the_conditions_in_which_the_memories_are_better():
     gains = read_gains("rank1")
     few, many = ([gain for share, _, gain in gains if (share < 4) == is_few] for is_few in (True, False))
-    page, readme = (" ".join((ROOT / name).read_text().split()) for name in ("docs/evidence.md", "README.md"))
+    page, readme = map(read_words, ("docs/evidence.md", "README.md"))
     sizes = [gain["difference"] for gain in few]
     assert len(few) == sum(size > 0 for size in sizes) == 6 and len(many) == 8
     assert f"about 3 % of the persons or less, by {min(sizes):.1f} to {max(sizes):.1f} points" in page
@@ -344,7 +349,7 @@ def test_the_page_counts_the_trials_in_which_the_memories_are_better():
         better[folder] = [(eccl["val"]["rank1"], tal["val"]["rank1"]) for tal, eccl in pairs]
     counts = [sum(eccl > tal for eccl, tal in figures) for figures in better.values()]
     assert counts == [8, 7, 5]
-    page = " ".join((ROOT / "docs" / "evidence.md").read_text().split())
+    page = read_words("docs/evidence.md")
     assert "in all eight trials of 120 steps, and in seven of the eight trials of 480 steps" in page
     assert "ECCL is higher in five of the eight trials" in page
     largest = max(better["batch_16_steps_120"], key=lambda pair: pair[0] - pair[1])
@@ -367,10 +372,15 @@ def test_the_table_of_losses_shows_the_figures_of_the_comparison():
             shown = [show_difference(method, metric) for metric in ("rank1", "mAP")]
             assert row[2 + 3 * column : 4 + 3 * column] == shown
     first = read_comparison(".")["usual"]
-    # They were trained again for this report, with the same figures.
+    # Their searches and trainings were made again for this report, with the same figures.
     again = compared["usual"].keys() & first.keys()
     assert again == {"infonce", "tal", "eccl"}
     assert all(compared["usual"][name]["test"] == first[name]["test"] for name in again)
+    before, now = (
+        json.loads((ROOT / "docs" / "comparison" / folder / "comparison.json").read_text())["trials"]
+        for folder in (".", "losses")
+    )
+    assert all(now[name] == before[name] for name in again)
 
 
 def read_variants() -> dict:
@@ -402,7 +412,7 @@ def test_the_table_of_variants_shows_the_figures_of_the_comparison(heading, read
 
 def test_the_page_counts_the_ablations_that_have_not_been_run():
     missing = ABLATIONS.keys() - read_variants().keys()
-    page = " ".join((ROOT / "docs" / "evidence.md").read_text().split())
+    page = read_words("docs/evidence.md")
     assert f"{len(missing)} of the {len(ABLATIONS)} ablations" in page
 
 
@@ -414,13 +424,18 @@ def records(tmp_path) -> Path:
     return tmp_path
 
 
-def test_the_figures_of_the_reports_are_those_of_the_records(records):
-    """Computes each mean and each interval again, from the scores of each person."""
-    scores = {}
+def read_scores(records: Path) -> dict[tuple[str, str], list[PersonScores]]:
+    """The scores of each seed on the test split, by setting and method."""
+    scores: dict[tuple[str, str], list[PersonScores]] = {}
     for file in sorted(records.glob("runs/*/*/seed-*/test.json")):
         setting, method = file.parts[-4:-2]
         scores.setdefault((setting, method), []).append(scores_from_json(json.loads(file.read_text())))
-    found = set()
+    return scores
+
+
+def test_the_figures_of_the_reports_are_those_of_the_records(records):
+    """Computes each mean and each interval again, from the scores of each person."""
+    scores, found = read_scores(records), set()
     # The other reports have another protocol.
     for folder in (".", "settings", "losses", "variants", "more_variants", "captions_4"):
         for setting, methods in read_comparison(folder).items():
@@ -436,10 +451,7 @@ def test_the_figures_of_the_reports_are_those_of_the_records(records):
 
 
 def test_the_table_of_other_pairs_is_computed_from_the_records(records):
-    def score(setting: str, method: str) -> list:
-        files = sorted(records.glob(f"runs/{setting}/{method}/seed-*/test.json"))
-        return [scores_from_json(json.loads(file.read_text())) for file in files]
-
+    scores = read_scores(records)
     heading = (
         "These differences between other pairs are computed from the [records](#the-records-and-a-method-of-your-own):"
     )
@@ -449,7 +461,7 @@ def test_the_table_of_other_pairs_is_computed_from_the_records(records):
     for title, *cells in rows:
         first, second = (names[part] for part in title.split(" minus "))
         intervals = [
-            paired_bootstrap(score(setting, first), score(setting, second), metric)
+            paired_bootstrap(scores[setting, first], scores[setting, second], metric)
             for setting in ("usual", "persons_3000")
             for metric in ("rank1", "mAP")
         ]

@@ -159,11 +159,17 @@ def test_seeds_that_differ_widen_the_interval():
 
 
 @pytest.mark.parametrize(
-    ("persons", "seeds", "both", "most"),
+    ("persons", "seeds", "both", "least", "most"),
     # The last two are as in a comparison of ECCL with TAL: the same person is found with one seed and not with another.
-    [(6.0, 0.0, 0.0, 0.96), (0.0, 1.5, 0.0, 0.96), (4.0, 1.0, 0.0, 0.96), (3.0, 1.0, 12.0, 1.0), (0.0, 0.0, 9.0, 1.0)],
+    [
+        (6.0, 0.0, 0.0, 0.84, 0.96),
+        (0.0, 1.5, 0.0, 0.84, 0.96),
+        (4.0, 1.0, 0.0, 0.84, 0.96),
+        (3.0, 1.0, 12.0, 0.92, 1.0),
+        (0.0, 0.0, 9.0, 0.92, 1.0),
+    ],
 )
-def test_nine_in_ten_intervals_hold_the_true_difference(persons, seeds, both, most):
+def test_nine_in_ten_intervals_hold_the_true_difference(persons, seeds, both, least, most):
     """400 experiments with five seeds; the true difference is 1. Four standard errors of 90 % are 6 %.
 
     What differs by person and seed counts twice, so then the intervals are too wide.
@@ -180,7 +186,7 @@ def test_nine_in_ten_intervals_hold_the_true_difference(persons, seeds, both, mo
         ]
         interval = paired_bootstrap(runs, [base], "rank1", 300, 0.9, experiment)
         held += interval.low <= 1 <= interval.high
-    assert 0.84 <= held / 400 <= most
+    assert least <= held / 400 <= most
 
 
 def test_runs_that_do_not_belong_together_are_refused():
