@@ -130,15 +130,16 @@ def test_a_method_trains_on_a_benchmark(layout, method, backbone, data_dirs, rec
     recipes = f"eccl_{layout} baselines/{method}"
     run(recipes, SIZES, f"--init_from {backbone}", data_dir=data_dirs / BENCHMARKS[layout], output_dir=out)
 
-    # The options of both recipes are in effect.
-    options = {name: value for part in recorded["options"] for name, value in vars(part).items()}
+    # The options of both recipes are in effect. `expect` parses recipes too, so the options of the run are read before.
+    parts = recorded["options"]
+    options = {name: value for part in parts for name, value in vars(part).items()}
     expected = expect(layout, method)
     sizes = set(re.findall(r"--(\w+)", SIZES))
     assert {name: options[name] for name in expected.keys() - sizes} == {
         name: value for name, value in expected.items() if name not in sizes
     }
     tune, prompt_tokens = options["tune"], options["num_prompt_tokens"]
-    args = recorded["options"][2]
+    args = parts[2]
 
     # What was trained: the number that the run prints, and the tensors that differ from the backbone.
     before, (model, _) = recorded["before"], load_model(out)
