@@ -209,12 +209,16 @@ def require_figures(cell: str, method: dict) -> None:
     assert len(figures) == 1 or spread == pytest.approx([statistics.stdev(figures)], abs=0.0501)
 
 
-def show_difference(method: dict, metric: str) -> str:
+def show_interval(difference: float, low: float, high: float) -> str:
     """A difference with its interval, as a table shows it."""
-    if not (found := method.get("reference_minus_this", {}).get(metric)):
-        return "-"
-    text = "{difference:+.1f} ({low:+.1f} to {high:+.1f})".format(**found)
-    return f"**{text}**" if found["low"] > 0 or found["high"] < 0 else text
+    text = f"{difference:+.1f} ({low:+.1f} to {high:+.1f})"
+    return f"**{text}**" if low > 0 or high < 0 else text
+
+
+def show_difference(method: dict, metric: str) -> str:
+    """The difference of ECCL to a method, as a table shows it."""
+    found = method.get("reference_minus_this", {}).get(metric)
+    return show_interval(**found) if found else "-"
 
 
 def test_the_table_of_methods_shows_the_figures_of_the_comparison():
@@ -364,13 +368,12 @@ def test_the_page_counts_the_trials_in_which_the_memories_are_better():
 def test_the_table_of_losses_shows_the_figures_of_the_comparison():
     compared = read_comparison("losses")
     head, *rows = read_table("docs/evidence.md", "## What each loss brings")
-    assert head[1::3] == [f"{DRAWN[setting].train_ids:,} persons: Rank-1" for setting in compared]
-    for column, methods in enumerate(compared.values()):
-        for row, (name, method) in zip(rows, methods.items(), strict=True):
-            assert row[0] == ALL_METHODS[name].title
-            require_figures(row[1 + 3 * column], method)
-            shown = [show_difference(method, metric) for metric in ("rank1", "mAP")]
-            assert row[2 + 3 * column : 4 + 3 * column] == shown
+    settings = sorted(compared, key=lambda setting: DRAWN[setting].train_ids)
+    assert head[1:] == [f"{DRAWN[setting].train_ids:,} persons" for setting in settings]
+    for (title, *cells), name in zip(rows, compared["usual"], strict=True):
+        assert title == ALL_METHODS[name].title
+        for cell, setting in zip(cells, settings, strict=True):
+            require_figures(cell, compared[setting][name])
     first = read_comparison(".")["usual"]
     # Their searches and trainings were made again for this report, with the same figures.
     again = compared["usual"].keys() & first.keys()
@@ -450,22 +453,24 @@ def test_the_figures_of_the_reports_are_those_of_the_records(records):
     assert found == scores.keys()
 
 
-def test_the_table_of_other_pairs_is_computed_from_the_records(records):
-    scores = read_scores(records)
-    heading = (
-        "These differences between other pairs are computed from the [records](#the-records-and-a-method-of-your-own):"
-    )
+@pytest.mark.parametrize(
+    ("metric", "heading"),
+    [
+        ("rank1", "The differences in Rank-1, each with its interval of 95 %:"),
+        ("mAP", "The differences in mAP:"),
+    ],
+)
+def test_the_differences_of_the_losses_are_computed_from_the_records(metric, heading, records):
+    scores, methods = read_scores(records), read_comparison("losses")
     _, *rows = read_table("docs/evidence.md", heading)
-    names = {"InfoNCE": "infonce", "TAL": "tal", "both memories": "memories_only"}
-    assert len(rows) == len(names)
+    names = {ALL_METHODS[name].title.removesuffix(", no TAL"): name for name in methods["usual"]}
+    assert {title.split(" minus ")[0] for title, *_ in rows} == {"ECCL", "TAL", "both memories"}
     for title, *cells in rows:
         first, second = (names[part] for part in title.split(" minus "))
-        intervals = [
-            paired_bootstrap(scores[setting, first], scores[setting, second], metric)
-            for setting in ("usual", "persons_3000")
-            for metric in ("rank1", "mAP")
+        assert cells == [
+            show_interval(*paired_bootstrap(scores[setting, first], scores[setting, second], metric))
+            for setting in sorted(methods, key=lambda setting: DRAWN[setting].train_ids)
         ]
-        assert cells == ["{:+.2f} ({:+.2f} to {:+.2f})".format(*interval) for interval in intervals]
 
 
 @pytest.mark.slow
