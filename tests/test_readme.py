@@ -379,6 +379,28 @@ def test_the_page_counts_the_trials_in_which_the_memories_are_better():
     assert shown.format(collapsed[0][1], *(pair[0] for pair in collapsed)) in page
 
 
+def test_the_table_of_equal_rates_shows_the_figures_of_the_comparison():
+    compared, losses = read_comparison("same_rates"), read_comparison("losses")
+    _, *rows = read_table("docs/evidence.md", "### With the same rates")
+    assert [row[0] for row in rows] == ["300 persons", "1,000 persons"]
+    for row, setting in zip(rows, ("persons_300", "usual"), strict=True):
+        methods = compared[setting]
+        require_figures(row[1], methods["tal"])
+        require_figures(row[2], methods["eccl"])
+        assert row[3:] == [show_difference(methods["tal"], metric) for metric in ("rank1", "mAP")]
+        # These are the options that the search has chosen for TAL.
+        assert methods["tal"]["test"] == losses[setting]["tal"]["test"]
+    protocol = yaml.safe_load(
+        next(block.text for block in BLOCKS if block.language == "yaml" and "# same_rates.yaml" in block.text)
+    )
+    assert protocol == losses["usual"]["memories_only"]["options"] | losses["usual"]["tal"]["options"]
+    gains = [compared[name]["tal"]["reference_minus_this"]["mAP"] for name in ("usual", "persons_300")]
+    shown = (
+        "they bring {:.1f} points of mAP with 1,000 persons ({:.1f} to {:.1f}) and {:.1f} with 300 ({:.1f} to {:.1f})"
+    )
+    assert shown.format(*gains[0].values(), *gains[1].values()) in read_words("README.md")
+
+
 def test_the_pages_have_the_times_of_the_trainings_of_eccl_and_of_tal():
     def compare(folder: str, setting: str) -> float:
         methods = read_comparison(folder)[setting]
@@ -508,6 +530,36 @@ def test_the_differences_of_the_losses_are_computed_from_the_records(metric, hea
             show_interval(*paired_bootstrap(scores[setting, first], scores[setting, second], metric))
             for setting in sorted(methods, key=lambda setting: DRAWN[setting].train_ids)
         ]
+
+
+def test_the_table_of_drifts_is_computed_from_the_records(records):
+    head, *rows = read_table("docs/evidence.md", "### How old the rows are")
+    shown = {
+        "300 persons": ("persons_300", "eccl"),
+        "1,000 persons": ("usual", "eccl"),
+        "1,000 persons, no augmentation": ("usual", "no_augmentation"),
+        "3,000 persons": ("persons_3000", "eccl"),
+        "11,000 persons": ("persons_11000", "eccl"),
+    }
+    assert [title for title, *_ in rows] == list(shown)
+    for (_, *cells), (setting, method) in zip(rows, shown.values(), strict=True):
+        logs = [
+            json.loads(file.read_text())["log_history"]
+            for file in sorted((records / "runs" / setting / method).glob("seed-*/run.json"))
+        ]
+        assert len(logs) == 5
+        persons, images = DRAWN[setting].train_ids, DRAWN[setting].train_ids * DRAWN[setting].images_per_id
+        for of_memory, rows_of_memory, memory in ((cells[:3], persons, "identity"), (cells[3:], images, "instance")):
+            drifts = []
+            for rows_of in ("image", "text"):
+                key = f"{memory}_memory_drift_{rows_of}"
+                last = [[entry for entry in log if key in entry][-1] for log in logs]
+                assert {entry["step"] for entry in last} == {120}
+                drifts.append(f"{statistics.mean(entry[key] for entry in last):.2f}")
+            assert of_memory == [f"{64 * 120 / rows_of_memory:.1f}", *drifts]
+    assert head[1:] == [
+        f"{memory} memory: {column}" for memory in ("identity", "instance") for column in ("updates", "images", "texts")
+    ]
 
 
 @pytest.mark.slow
