@@ -189,6 +189,11 @@ def read_comparison(folder: str) -> dict:
     return {name: setting["methods"] for name, setting in content["settings"].items()}
 
 
+def read_trials(folder: str) -> dict[str, list[dict]]:
+    """The trials of the search of each method, from the same file."""
+    return json.loads((ROOT / "docs" / "comparison" / folder / "comparison.json").read_text())["trials"]
+
+
 def read_words(page: str) -> str:
     """The text of a page with single spaces instead of line ends."""
     return " ".join((ROOT / page).read_text().split())
@@ -246,7 +251,7 @@ def test_the_table_of_methods_shows_the_figures_of_the_comparison():
 
 
 def test_the_page_shows_the_first_and_the_chosen_trial_of_each_method():
-    trials = json.loads((ROOT / "docs" / "comparison" / "comparison.json").read_text())["trials"]
+    trials = read_trials(".")
     text = (ROOT / "docs" / "evidence.md").read_text().split("**The rates matter more")[1].split("\n\n")[0]
     shown = [tuple(map(float, pair)) for pair in re.findall(r"(\d+\.\d) and (\d+\.\d)\s+for", text)]
     expected = []
@@ -300,12 +305,11 @@ def test_the_table_of_conditions_shows_the_figures_of_the_comparisons():
         assert row[5:] == [show_difference(methods["tal"], metric) for metric in ("rank1", "mAP")]
 
 
-def read_gains(metric: str) -> list[tuple[float, int, dict]]:
-    """For each condition the share of the persons in a batch, the pairs of a batch, and the difference to TAL."""
+def read_gains(metric: str) -> list[tuple[float, dict]]:
+    """For each condition the share of the persons in a batch, and the difference to TAL."""
     return [
         (
             expected_share(DRAWN[setting].train_ids, batch),
-            batch,
             read_comparison(folder)[setting]["tal"]["reference_minus_this"][metric],
         )
         for folder, setting, batch, _ in CONDITIONS.values()
@@ -323,7 +327,7 @@ def test_the_pages_have_the_correlation_of_the_gain_with_the_share_of_the_person
         found = [
             [
                 (share, gain["difference"])
-                for name, (share, _, gain) in zip(CONDITIONS, read_gains(metric), strict=True)
+                for name, (share, gain) in zip(CONDITIONS, read_gains(metric), strict=True)
                 if name in names
             ]
             for metric in ("rank1", "mAP")
@@ -344,13 +348,13 @@ def test_the_pages_have_the_correlation_of_the_gain_with_the_share_of_the_person
 
 def test_the_page_counts_the_conditions_in_which_the_memories_are_better():
     gains = read_gains("rank1")
-    few, many = ([gain for share, _, gain in gains if (share < 4) == is_few] for is_few in (True, False))
+    few, many = ([gain for share, gain in gains if (share < 4) == is_few] for is_few in (True, False))
     page, readme = map(read_words, ("docs/evidence.md", "README.md"))
     sizes = [gain["difference"] for gain in few]
     assert len(few) == sum(size > 0 for size in sizes) == 6 and len(many) == 8
     assert f"about 3 % of the persons or less, by {min(sizes):.1f} to {max(sizes):.1f} points" in page
     assert sum(gain["difference"] < 0 for gain in many) == 5 and "it is below 0 in five of eight" in page
-    assert sum(gain["low"] <= 0 <= gain["high"] for _, _, gain in gains) == 11
+    assert sum(gain["low"] <= 0 <= gain["high"] for _, gain in gains) == 11
     assert "The intervals of eleven conditions contain 0" in page
     assert "eleven of the intervals contain 0, and five gains are negative" in readme
     only_persons = [
@@ -363,7 +367,7 @@ def test_the_page_counts_the_conditions_in_which_the_memories_are_better():
 def test_the_page_counts_the_trials_in_which_the_memories_are_better():
     better = {}
     for folder in ("batch_16_steps_120", "batch_16", "settings"):
-        trials = json.loads((ROOT / "docs" / "comparison" / folder / "comparison.json").read_text())["trials"]
+        trials = read_trials(folder)
         pairs = list(zip(trials["tal"], trials["eccl"], strict=True))
         assert all(tal["options"].items() <= eccl["options"].items() for tal, eccl in pairs) and len(pairs) == 8
         better[folder] = [(eccl["val"]["rank1"], tal["val"]["rank1"]) for tal, eccl in pairs]
@@ -438,10 +442,7 @@ def test_the_table_of_losses_shows_the_figures_of_the_comparison():
     again = compared["usual"].keys() & first.keys()
     assert again == {"infonce", "tal", "eccl"}
     assert all(compared["usual"][name]["test"] == first[name]["test"] for name in again)
-    before, now = (
-        json.loads((ROOT / "docs" / "comparison" / folder / "comparison.json").read_text())["trials"]
-        for folder in (".", "losses")
-    )
+    before, now = map(read_trials, (".", "losses"))
     assert all(now[name] == before[name] for name in again)
 
 
